@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs that look: what the agent knows, as text for people or as its own JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from agent.cli import render
+from agent.cli.arguments import JSON, NAME, Verb, option
+from agent.cli.client import Bus
+from agent.cli.names import NAMES, is_pattern, known, matching
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+
+def inspect(args: Namespace) -> int:
+    (text,) = Bus(user=args.user).call("Inspect", "sb", args.name, args.spec)
+    render.print_json(text)
+    return 0
+
+
+def top(args: Namespace) -> int:
+    (text,) = Bus(user=args.user).call("Top", "s", args.name)
+    if args.json:
+        render.print_json(text)
+        return 0
+    rows = [
+        (
+            str(each["pid"]),
+            str(each["user"]),
+            f"{each['cpu_percent']:.1f}",
+            render.size(each["rss"]),
+            _clock(each["time"]),
+            each["command"] if isinstance(each["command"], str) else " ".join(each["command"]),
+        )
+        for each in json.loads(text)
+    ]
+    render.print_table(("PID", "USER", "%CPU", "RSS", "TIME", "COMMAND"), rows, right=("PID", "%CPU", "RSS", "TIME"))
+    return 0
+
+
+def _clock(seconds: float) -> str:
+    """CPU time as ps(1) writes it: [H:]MM:SS."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def stats(args: Namespace) -> int:
+    bus = Bus(user=args.user)
+    names = matching(args.names, known(bus)) if any(map(is_pattern, args.names)) else args.names
+    (text,) = bus.query("Stats", "as", names)
+    if args.json:
+        render.print_json(text)
+    else:
+        render.print_records(json.loads(text))
+    return 0
+
+
+def info(args: Namespace) -> int:
+    (text,) = Bus(user=args.user).query("Info")
+    if args.json:
+        render.print_json(text)
+    else:
+        render.print_tree(json.loads(text))
+    return 0
+
+
+def names(args: Namespace) -> int:
+    """For shell completion: one name per line, and nothing at all if the agent does not answer."""
+    print("\n".join(known(Bus(user=args.user))))
+    return 0
+
+
+VERBS = (
+    Verb(
+        "inspect",
+        "print everything about one container as JSON",
+        inspect,
+        (NAME, option("--spec", action="store_true", help="print the OCI runtime's config.json instead")),
+        "",
+        "  cleat inspect web | jq .definition\n  cleat inspect --spec web | jq .mounts",
+    ),
+    Verb("top", "show the processes of one container", top, (NAME, JSON), "", "  cleat top web"),
+    Verb(
+        "stats",
+        "show what containers use: CPU, memory, tasks, I/O",
+        stats,
+        (NAMES, JSON),
+        "Print once what the containers' control groups have counted. For a view that moves, see "
+        "systemd-cgtop cleat.slice.",
+        "  cleat stats\n  cleat stats --json web",
+    ),
+    Verb("info", "show what the agent is and what it found on this host", info, (JSON,), "", "  cleat info"),
+    Verb("__names", "print the names of all containers", names),
+)

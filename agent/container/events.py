@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a supervisor can be told while its container runs."""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.container.outcome import Cause
+from agent.systemd.notification import Notification
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Base of all events."""
+
+
+class Exited(Event, frozen=True):
+    """conmon has ended; its exit file tells the rest."""
+
+
+class StopRequested(Event, frozen=True):
+    """Somebody wants it stopped. `cause` is STOPPED for a person, otherwise why the agent does it (it may restart)."""
+
+    timeout_sec: float
+    cause: Cause = Cause.STOPPED
+    why: str = ""
+
+
+class StopOverdue(Event, frozen=True):
+    """The deadline of a stop step has passed."""
+
+
+class StartTimedOut(Event, frozen=True):
+    """Not ready within TimeoutStartSec=."""
+
+
+class RuntimeMaxReached(Event, frozen=True):
+    """RuntimeMaxSec= is over."""
+
+
+class WatchdogExpired(Event, frozen=True):
+    """No WATCHDOG=1 within WatchdogSec=, or WATCHDOG=trigger."""
+
+
+class Notified(Event, frozen=True):
+    """A verified message on the container's notify socket."""
+
+    message: Notification
+
+
+class HealthChanged(Event, frozen=True):
+    """The health check says something else than before."""
+
+    health: str
+    output: str
+    act: bool = False

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting one container, taking it over, and what is left to do when it has ended.
+
+launch() is the whole start: each step's undo stands right behind it, so a failure or a stop half-way leaves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, nullcontext
+from pathlib import Path
+
+import msgspec
+
+from agent import cgroup, storage
+from agent.conmon import command, monitor
+from agent.conmon.monitor import Monitor, SyncMessage
+from agent.container import bundle as bundles
+from agent.container import scope
+from agent.container.bundle import Bundle, Extras
+from agent.container.host import Conmon, Host
+from agent.container.outcome import UNKNOWN_EXIT_CODE, Cause, Outcome
+from agent.container.record import Record
+from agent.definition.model import Container, Definition, LogDriver
+from agent.errors import CleatError, ConmonFailed, DeadlineExceeded, RuntimeFailed
+from agent.oci.runtime import Features, Runtime, error_from_text, read_oci_log
+from agent.process import ProcessRef
+from agent.systemd.stream import open_stream
+
+_DELETE_TIMEOUT = 30.0
+
+
+class Running:
+    """A container that exists: its processes, its scope, and a pidfd on its conmon."""
+
+    def __init__(
+        self,
+        *,
+        id: str,  # noqa: A002 the field's word
+        unit: str,
+        group: str,
+        runtime: Runtime,
+        conmon: ProcessRef,
+        payload: ProcessRef,
+        pidfd: int,
+        stop_signal: int,
+        log_path: str,
+    ) -> None:
+        self.id = id
+        self.unit = unit
+        self.cgroup = group
+        self.runtime = runtime
+        self.conmon = conmon
+        self.payload = payload
+        self.pidfd = pidfd
+        self.stop_signal = stop_signal
+        self.log_path = log_path
+
+    @property
+    def payload_cgroup(self) -> str:
+        return f"{self.cgroup}/{cgroup.PAYLOAD}"
+
+    def close(self) -> None:
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """What a start is given besides the definition: sockets to pass on, folders to mount, scopes to be ordered after."""
+
+    extras: Extras = Extras()
+    listen_fds: tuple[int, ...] = ()
+
+
+def log_options(host: Host, container: Container, conmon: Conmon) -> command.LogOptions:
+    """The definition's [log] for conmon; labels only where it knows them."""
+    log = container.log
+    path = ""
+    if log.driver is LogDriver.K8S_FILE:
+        path = log.path or os.fspath(host.paths.logs / f"{container.name}.log")
+        Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    return command.LogOptions(
+        driver=log.driver.value,
+        path=path,
+        size_max=log.size_max or host.config.log_size_max,
+        tag=log.tag,
+        labels=log.labels if conmon.has_log_labels else {},
+    )
+
+
+def conmon_command(
+    host: Host,
+    container: Container,
+    bundle: Bundle,
+    conmon: Conmon,
+    runtime: Runtime,
+    features: Features,
+    listen_fds: int,
+) -> command.Command:
+    return command.Command(
+        conmon=conmon.path,
+        runtime=runtime.path,
+        container_id=bundle.path.name,
+        session=bundle.path.name,
+        name=container.name,
+        bundle=os.fspath(bundle.path),
+        log=log_options(host, container, conmon),
+        runtime_args=(*runtime.global_args, *container.runtime.args),
+        oci_log=features.log_json,
+        preserve_fds=listen_fds,
+        terminal=bundle.is_terminal,
+        stdin=container.stdin,
+    )
+
+
+async def launch(
+    host: Host, definition: Definition, start: Start, on_created: Callable[[Running], None]
+) -> Running:
+    """Start the container. `on_created` stores what is needed to find it again, before its program runs.
+
+    Raises CleatError: the runtime's own words mapped to 125, 126 or 127, conmon's, systemd's, or a deadline.
+    """
+    container = definition.container
+    container_id, unit = secrets.token_hex(32), scope.scope_name(container.name)
+    group = scope.expected_cgroup(host.cgroup_root, container)
+    async with AsyncExitStack() as undo:
+        try:
+            async with asyncio.timeout(host.config.create_timeout_sec):
+                conmon = await host.conmon()
+                runtime, features = await host.runtime(container.runtime.name)
+                bundle = _prepare(host, container, container_id, group, start.extras, undo)
+                argv = command.create_arguments(
+                    conmon_command(
+                        host, container, bundle, conmon, runtime, features, len(start.listen_fds)
+                    ),
+                    command.CreateOptions(
+                        no_pivot=container.runtime.no_pivot, exit_command=tuple(host.config.exit_command)
+                    ),
+                )
+                watcher = _spawn(host, bundle, argv, start.listen_fds, container)
+                undo.callback(watcher.close)
+                undo.push_async_callback(watcher.process.reap)
+                await host.scopes.start(
+                    unit,
+                    watcher.process.pid,
+                    scope.properties(container, stop_signal=bundle.stop_signal, after=container.after),
+                )
+                undo.callback(cgroup.kill, group)
+                cgroup.move(f"{group}/{cgroup.SUPERVISOR}", watcher.process.pid)
+                watcher.release()
+                await watcher.forked()
+                undo.push_async_callback(_delete, runtime, container_id)
+                payload_pid = _created(await watcher.message(), bundle, container)
+                running = _identify(bundle, container_id, unit, group, runtime, payload_pid)
+                undo.callback(running.close)
+                on_created(running)
+                await runtime.start(container_id, container=container.name)
+        except TimeoutError as e:
+            limit = host.config.create_timeout_sec
+            raise DeadlineExceeded(
+                f"not created within {limit:g} s",
+                container=container.name,
+                hint=f"journalctl -u {unit} -t conmon",
+            ) from e
+        except OSError as e:
+            if isinstance(e, CleatError):
+                raise
+            raise RuntimeFailed(
+                "cannot be started",
+                container=container.name,
+                file=str(e.filename or ""),
+                why=e.strerror or str(e),
+            ) from e
+        undo.pop_all()
+    watcher.close()
+    return running
+
+
+def _prepare(
+    host: Host, container: Container, container_id: str, group: str, extras: Extras, undo: AsyncExitStack
+) -> Bundle:
+    path = host.paths.bundle(container_id)
+    undo.push_async_callback(storage.remove_tree, path, host.paths.overlay(container_id))
+    bundles.make_folder(path)
+    bundle = bundles.prepare(host, container, container_id, f"{group}/{cgroup.PAYLOAD}", extras)
+    bundles.write_config(bundle)
+    return bundle
+
+
+def _spawn(
+    host: Host, bundle: Bundle, argv: Sequence[str], listen_fds: Sequence[int], container: Container
+) -> Monitor:
+    """Spawn conmon, inside a mount namespace that holds the container's overlay where it has one."""
+    env = command.environment(host.conmon_environment, preserved=len(listen_fds))
+    stdio = _passthrough(container)
+    try:
+        with storage.private_mounts() if bundle.lower else nullcontext():
+            if bundle.lower:
+                bundles.mount_root(bundle)
+            return Monitor.spawn(argv, env, listen_fds=listen_fds, stdio=stdio)
+    finally:
+        if stdio is not None:
+            os.close(stdio[0])
+
+
+def _passthrough(container: Container) -> tuple[int, int] | None:
+    """A journal stream of the container's own for the passthrough driver."""
+    if container.log.driver is not LogDriver.PASSTHROUGH:
+        return None
+    fd = open_stream(container.log.tag or container.name)
+    return fd, fd
+
+
+def _created(message: SyncMessage | None, bundle: Bundle, container: Container) -> int:
+    """The payload's pid out of conmon's report. Raises the runtime's reason, its log before conmon's message."""
+    if message is not None and message.data > 0:
+        return message.data
+    words = read_oci_log(os.fspath(bundle.path / "oci-log")) or (message.message if message else "")
+    if not words:
+        raise ConmonFailed(
+            "conmon ended without a word", container=container.name, hint="journalctl -t conmon; dmesg"
+        )
+    raise error_from_text(words, container=container.name)
+
+
+def _identify(
+    bundle: Bundle, container_id: str, unit: str, group: str, runtime: Runtime, payload_pid: int
+) -> Running:
+    """Turn pids into processes that can be told from later ones."""
+    conmon = monitor.read_pid(os.fspath(bundle.path / "conmon.pid"))
+    payload = ProcessRef.of(payload_pid)
+    pidfd = conmon.open_pidfd() if conmon is not None else None
+    if conmon is None or payload is None or pidfd is None:
+        raise ConmonFailed(
+            "conmon or the created process ended before the start", hint=f"journalctl -u {unit}"
+        )
+    return Running(
+        id=container_id,
+        unit=unit,
+        group=group,
+        runtime=runtime,
+        conmon=conmon,
+        payload=payload,
+        pidfd=pidfd,
+        stop_signal=bundle.stop_signal,
+        log_path="",
+    )
+
+
+async def _delete(runtime: Runtime, container_id: str) -> None:
+    """Let the runtime forget the container; where it knows none there is nothing to do."""
+    if has_state(runtime, container_id):
+        await runtime.delete(container_id, force=True)
+
+
+def has_state(runtime: Runtime, container_id: str) -> bool:
+    """Whether the runtime has a record of the container: a folder of its name below --root, in crun as in runc."""
+    return os.path.isdir(f"{runtime.root}/{container_id}")
+
+
+def reopen(host: Host, record: Record, runtime: Runtime) -> Running | None:
+    """A container of a former agent that still runs, or ended while no agent looked; None when nothing is left of it."""
+    if record.conmon is None or record.payload is None or not host.paths.bundle(record.id).is_dir():
+        return None
+    pidfd = record.conmon.open_pidfd()
+    return Running(
+        id=record.id,
+        unit=record.unit,
+        group=record.cgroup,
+        runtime=runtime,
+        conmon=record.conmon,
+        payload=record.payload,
+        pidfd=-1 if pidfd is None else pidfd,
+        stop_signal=record.stop_signal,
+        log_path=record.log_path,
+    )
+
+
+def outcome_of(host: Host, running: Running, cause: Cause | None) -> Outcome:
+    """How the run ended, after conmon has: its exit file, its oom file; without an exit file conmon was lost."""
+    path = host.paths.bundle(running.id)
+    found = monitor.read_exit_file(os.fspath(path / "exit"), running.id)
+    oom = monitor.was_oom_killed(os.fspath(path / "persist")) or cgroup.was_oom_killed(
+        running.payload_cgroup
+    )
+    if found is None:
+        return Outcome(
+            code=UNKNOWN_EXIT_CODE,
+            cause=cause if cause is Cause.STOPPED else Cause.LOST,
+            oom_killed=oom,
+            error="conmon ended without telling the exit code; the payload was killed",
+            error_code="conmon-lost",
+        )
+    if cause is None:
+        cause = Cause.OOM if oom else Cause.EXIT
+    return Outcome(code=found.code, cause=cause, finished_at=found.finished_at, oom_killed=oom)
+
+
+async def clear(host: Host, container_id: str, record: Record | None, runtimes: Sequence[Runtime]) -> None:
+    """Remove a bundle that no supervisor owns: what a former agent left half-made. Its processes were ended before."""
+    if record is not None and record.cgroup:
+        cgroup.kill(record.cgroup)
+    conmon = monitor.read_pid(os.fspath(host.paths.bundle(container_id) / "conmon.pid"))
+    if conmon is not None and _is_conmon_of(conmon.pid, container_id):
+        conmon.send_signal(signal.SIGKILL)
+    for runtime in runtimes:
+        await _delete(runtime, container_id)
+    await storage.remove_tree(host.paths.bundle(container_id), host.paths.overlay(container_id))
+
+
+def _is_conmon_of(pid: int, container_id: str) -> bool:
+    try:
+        return container_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+async def tidy(host: Host, running: Running) -> None:
+    """Remove what belonged to a run that has ended: stragglers, the runtime's state, bundle, overlay."""
+    cgroup.kill(running.payload_cgroup)
+    await _delete(running.runtime, running.id)
+    await storage.remove_tree(host.paths.bundle(running.id), host.paths.overlay(running.id))
+
+
+def thaw(running: Running) -> None:
+    """Let frozen processes run, so that they can act on a signal (cgroup.freeze)."""
+    cgroup.write(running.payload_cgroup, "cgroup.freeze", "0")

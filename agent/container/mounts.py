@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The [[mount]] tables of a definition as OCI mounts, and the small files every container gets (hosts, resolv.conf).
+
+The runtime resolves targets below the root itself, safely; nothing here looks into a container's root.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from agent.definition.model import Container, Mount, MountType
+from agent.errors import CleatError, CommandNotFound
+from agent.paths import Paths
+
+OciMount = dict[str, Any]
+
+_PROPAGATION = frozenset({"private", "rprivate", "slave", "rslave", "shared", "rshared"})
+_LOCALHOST = "127.0.0.1 localhost\n::1 localhost\n"
+
+
+def oci_mount(mount: Mount, *, source: str) -> OciMount:
+    """One table as the runtime reads it; `source` is resolved (a volume's folder, a bind's path)."""
+    access = "ro" if mount.read_only else "rw"
+    match mount.type:
+        case MountType.BIND | MountType.VOLUME:
+            options = ["rbind", access, *mount.options]
+            if not _PROPAGATION & set(mount.options):
+                options.append("rprivate")
+            return {"destination": mount.target, "type": "bind", "source": source, "options": options}
+        case MountType.TMPFS:
+            options = ["nosuid", "nodev", access, f"mode={mount.mode:o}", *mount.options]
+            if mount.size:
+                options.append(f"size={mount.size}")
+            return {"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options}
+        case MountType.MQUEUE:
+            options = ["nosuid", "noexec", "nodev", *mount.options]
+            return {"destination": mount.target, "type": "mqueue", "source": "mqueue", "options": options}
+        case MountType.DEVPTS:
+            options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *mount.options]
+            return {"destination": mount.target, "type": "devpts", "source": "devpts", "options": options}
+
+
+def sources(container: Container, paths: Paths) -> list[tuple[Mount, str]]:
+    """Each mount with its source on the host; named volumes are created. Raises CleatError for a missing bind source."""
+    found: list[tuple[Mount, str]] = []
+    for i, mount in enumerate(container.mount):
+        key = f"mount[{i}].source"
+        if mount.type is MountType.BIND:
+            if not os.path.exists(mount.source):
+                raise CommandNotFound(
+                    f"{mount.source} does not exist",
+                    container=container.name,
+                    key=key,
+                    hint="create it, or mend the path",
+                )
+            found.append((mount, os.path.realpath(mount.source)))
+        elif mount.type is MountType.VOLUME:
+            found.append((mount, os.fspath(volume(paths, container.name, mount.source, key))))
+        else:
+            found.append((mount, ""))
+    return found
+
+
+def volume(paths: Paths, container: str, name: str, key: str) -> Path:
+    """The folder of a named volume, created when new. Raises CleatError."""
+    folder = paths.volumes / name / "_data"
+    try:
+        paths.volumes.mkdir(mode=0o711, parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o711, exist_ok=True)
+        folder.mkdir(mode=0o755, exist_ok=True)
+    except OSError as e:
+        raise CleatError(
+            f"cannot create volume {name}", container=container, key=key, why=e.strerror or ""
+        ) from e
+    return folder
+
+
+def small_files(container: Container, hostname: str, bundle: Path) -> list[OciMount]:
+    """Write /etc/hosts, /etc/hostname and /etc/resolv.conf of the container; returns their mounts.
+
+    Containers on the host's network see the host's resolver settings and hosts; others get localhost and their name.
+    """
+    files = {"hosts": _hosts(container, hostname), "hostname": hostname + "\n"}
+    resolver = _resolver(container)
+    if resolver:
+        files["resolv.conf"] = resolver
+    return [_small_file(bundle, name, text) for name, text in files.items()]
+
+
+def _small_file(bundle: Path, name: str, text: str) -> OciMount:
+    path = bundle / name
+    path.write_text(text)
+    options = ["bind", "rprivate", "nosuid", "nodev", "noexec", "rw"]
+    return {"destination": f"/etc/{name}", "type": "bind", "source": os.fspath(path), "options": options}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _hosts(container: Container, hostname: str) -> str:
+    base = _read("/etc/hosts") if container.network.mode == "host" else ""
+    lines = [base.rstrip("\n") + "\n" if base.strip() else _LOCALHOST]
+    if container.network.mode != "host":
+        lines.append(f"127.0.1.1 {hostname}\n")
+    lines += [f"{address} {name}\n" for name, address in container.network.hosts.items()]
+    return "".join(lines)
+
+
+def _resolver(container: Container) -> str:
+    if container.network.dns:
+        return "".join(f"nameserver {address}\n" for address in container.network.dns)
+    return _read("/etc/resolv.conf") if container.network.mode == "host" else ""
+
+
+def all_mounts(pairs: Iterable[tuple[Mount, str]]) -> list[OciMount]:
+    return [oci_mount(mount, source=source) for mount, source in pairs]

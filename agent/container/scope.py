@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A container's scope as values: its name, its properties, where its cgroup lies; pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from agent import cgroup
+from agent.definition.model import Container
+from agent.definition.resources import scope_properties
+from agent.systemd.scopes import Property
+
+CONTAINERS_TARGET = "cleat-containers.target"
+_TASKS_MAX_DEFAULT = 2048  # podman's pids_limit
+_USEC = 1_000_000
+_INFINITY = 2**64 - 1
+# systemd's own deadline lies behind the agent's steps: stop signal, SIGKILL, SIGKILL to the cgroup.
+STOP_MARGIN_SEC = 15.0
+
+
+def scope_name(name: str) -> str:
+    return f"cleat-{name}.scope"
+
+
+def container_name(unit: str) -> str:
+    """The container of a scope; "" for a unit that is none of ours."""
+    if unit.startswith("cleat-") and unit.endswith(".scope"):
+        return unit.removeprefix("cleat-").removesuffix(".scope")
+    return ""
+
+
+def slice_path(name: str) -> str:
+    """Where systemd puts a slice: a-b.slice lies in a.slice (systemd.slice(5))."""
+    stem = name.removesuffix(".slice")
+    if stem in {"", "-"}:
+        return ""
+    parts = stem.split("-")
+    return "/".join("-".join(parts[: i + 1]) + ".slice" for i in range(len(parts)))
+
+
+def expected_cgroup(root: str, container: Container) -> str:
+    """The cgroup that the scope will have below the manager's root cgroup."""
+    return f"{root.rstrip('/')}/{slice_path(container.cgroup.slice)}/{scope_name(container.name)}".replace(
+        "//", "/"
+    )
+
+
+def _usec(seconds: float) -> int:
+    return _INFINITY if math.isinf(seconds) else int(seconds * _USEC)
+
+
+def limits(container: Container) -> list[Property]:
+    """What [resources] asks for, and podman's task limit where the host can enforce one."""
+    found: list[Property] = [(p.name, p.signature, p.value) for p in scope_properties(container.resources)]
+    names = {name for name, _, _ in found}
+    if not names & {"TasksMax", "TasksMaxScale"} and "pids" in cgroup.available_controllers():
+        found.append(("TasksMax", "t", _TASKS_MAX_DEFAULT))
+    return found
+
+
+def properties(container: Container, *, stop_signal: int, after: Iterable[str] = ()) -> list[Property]:
+    """The properties of a container's scope for StartTransientUnit.
+
+    It is ordered after the agent's target and the scopes of `after`: at shutdown it is stopped before them.
+    """
+    title = f"Container {container.name}" + (f": {container.description}" if container.description else "")
+    order = [CONTAINERS_TARGET, *(scope_name(name) for name in after)]
+    found: list[Property] = [
+        ("Description", "s", title),
+        ("Documentation", "as", ["man:cleat(1)", "man:cleat-container.toml(5)"]),
+        ("Slice", "s", container.cgroup.slice),
+        ("After", "as", order),
+        ("Delegate", "b", True),
+        ("CollectMode", "s", "inactive-or-failed"),
+        ("KillSignal", "i", stop_signal),
+        ("TimeoutStopUSec", "t", _usec(container.service.timeout_stop_sec + STOP_MARGIN_SEC)),
+    ]
+    return found + limits(container)
+
+
+def limit_changes(old: Container, new: Container) -> list[Property]:
+    """The properties to set on a running scope when the limits of a definition changed; resets included."""
+    before = {name: (signature, value) for name, signature, value in limits(old)}
+    after = {name: (signature, value) for name, signature, value in limits(new)}
+    changed: list[Property] = [
+        (name, signature, value)
+        for name, (signature, value) in after.items()
+        if before.get(name) != (signature, value)
+    ]
+    gone = [(name, signature) for name, (signature, _) in before.items() if name not in after]
+    return changed + [(name, signature, _unset(name, signature)) for name, signature in gone]
+
+
+def _unset(name: str, signature: str) -> object:
+    """The value that means "as if never set" in org.freedesktop.systemd1(5)."""
+    if signature == "t":
+        return 0 if name.endswith(("Min", "Low")) else _INFINITY
+    if signature == "ay" or signature.startswith("a"):
+        return []
+    if signature == "b":
+        return False
+    return "" if signature == "s" else _INFINITY

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The containers of this host: definitions in, supervisors by name, the plan between the two carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+
+from agent import cgroup, storage
+from agent.container import launch, scope
+from agent.container import record as records
+from agent.container.events import StopRequested
+from agent.container.host import Host
+from agent.container.record import Record
+from agent.container.supervisor import Supervisor
+from agent.definition.check import check
+from agent.definition.load import Loader, from_raw
+from agent.definition.model import Container, Definition, Diagnostic, Loaded
+from agent.errors import CleatError, DefinitionRejected, NoSuchContainer
+from agent.oci.runtime import Runtime
+from agent.reconcile import apply as applying
+from agent.reconcile.plan import Action, Actual, plan
+from agent.status import State, Status
+from agent.systemd import journal
+
+logger = logging.getLogger(__name__)
+
+
+class Agent:
+    """Owns the supervisors. `on_change(name)` is called whenever a container's status changed."""
+
+    def __init__(self, host: Host, loader: Loader) -> None:
+        self.host = host
+        self.loader = loader
+        self.loaded = Loaded(definitions={})
+        self.supervisors: dict[str, Supervisor] = {}
+        self.on_change: list[Callable[[Supervisor], None]] = []
+        self.on_removed: list[Callable[[str], None]] = []
+        self._reported: frozenset[str] = frozenset()
+        self._reconciling = asyncio.Lock()
+
+    # Definitions
+
+    def load(self) -> Loaded:
+        """Read all definitions, with the host checks for those that are new or changed, and tell what was refused."""
+        loaded = self._with_instances(self.loader.load())
+        problems = list(loaded.diagnostics)
+        good = dict(loaded.definitions)
+        for name, definition in loaded.definitions.items():
+            known = self.supervisors.get(name)
+            if known is not None and known.definition.digest == definition.digest:
+                continue
+            found = check(definition, self.host.config)
+            problems += found
+            if any(not d.warning for d in found):
+                del good[name]
+        self.loaded = Loaded(
+            definitions=good, diagnostics=tuple(problems), templates=loaded.templates, masked=loaded.masked
+        )
+        self._report_diagnostics()
+        return self.loaded
+
+    def _with_instances(self, loaded: Loaded) -> Loaded:
+        """Instances that were started by name have no file of their own: they live as long as their template."""
+        names = [
+            name
+            for name in self.supervisors
+            if "@" in name and name not in loaded.definitions and name.partition("@")[0] in loaded.templates
+        ]
+        for name in names:
+            one = self.loader.load_one(name)
+            loaded = msgspec.structs.replace(
+                loaded,
+                definitions={**loaded.definitions, **one.definitions},
+                diagnostics=(*loaded.diagnostics, *one.diagnostics),
+            )
+        return loaded
+
+    def _report_diagnostics(self) -> None:
+        """Each refusal once, until it changes or goes away."""
+        texts = {str(d): d for d in self.loaded.diagnostics}
+        for text in sorted(texts.keys() - self._reported):
+            self._report_diagnostic(texts[text])
+        self._reported = frozenset(texts)
+
+    def _report_diagnostic(self, diagnostic: Diagnostic) -> None:
+        error = DefinitionRejected(
+            diagnostic.reason,
+            container="",
+            file=":".join([diagnostic.file, *(str(n) for n in (diagnostic.line, diagnostic.column) if n)]),
+            key=diagnostic.key,
+            hint=diagnostic.hint,
+        )
+        journal.send(
+            journal.Event.DEFINITION_REJECTED,
+            "",
+            container=diagnostic.container,
+            error=error,
+            priority=journal.Priority.WARNING if diagnostic.warning else None,
+        )
+
+    # Lookup
+
+    def supervisor(self, name: str) -> Supervisor:
+        """The container's supervisor; instances of known templates come into being here. Raises NoSuchContainer."""
+        found = self.supervisors.get(name)
+        if found is not None:
+            return found
+        if "@" in name:
+            one = self.loader.load_one(name)
+            if name in one.definitions:
+                return self._create(one.definitions[name])
+            self._raise_rejected(name, one.diagnostics)
+        self._raise_rejected(name, self.loaded.diagnostics)
+        raise NoSuchContainer(
+            "no such container",
+            container=name,
+            hint=f"put a definition into {self.host.paths.definition_folders[0]}/{name}.toml and systemctl reload cleat",
+        )
+
+    @staticmethod
+    def _raise_rejected(name: str, diagnostics: Sequence[Diagnostic]) -> None:
+        for diagnostic in diagnostics:
+            if diagnostic.container == name and not diagnostic.warning:
+                raise DefinitionRejected(str(diagnostic), container=name, hint="cleat check")
+
+    def statuses(self, names: Sequence[str]) -> list[Status]:
+        chosen = [self.supervisor(name) for name in names] if names else list(self.supervisors.values())
+        return sorted((s.status() for s in chosen), key=lambda status: status.name)
+
+    def summary(self) -> str:
+        """The agent's own STATUS=: how many run, and the names of those that do not do well."""
+        by_state: dict[State, list[str]] = {}
+        for supervisor in self.supervisors.values():
+            by_state.setdefault(supervisor.state, []).append(supervisor.name)
+        parts = [f"{len(by_state.get(State.RUNNING, []))} running"]
+        for state, names in sorted(by_state.items()):
+            if state is State.RUNNING:
+                continue
+            named = ": " + ", ".join(sorted(names)[:5]) if state in {State.BACKOFF, State.FAILED} else ""
+            parts.append(f"{len(names)} {state}{named}" + (" …" if named and len(names) > 5 else ""))
+        rejected = self.loaded.rejected
+        if rejected:
+            parts.append(f"{len(rejected)} rejected: {', '.join(sorted(rejected)[:5])}")
+        return ", ".join(parts)
+
+    # Reconciling
+
+    def plan(self) -> tuple[Action, ...]:
+        return plan(self.loaded, self._actual())
+
+    def _actual(self) -> dict[str, Actual]:
+        return {
+            name: Actual(definition=s.definition, state=s.state, wanted=s.wanted, is_active=s.is_active)
+            for name, s in self.supervisors.items()
+        }
+
+    async def reconcile(self) -> tuple[Action, ...]:
+        """Read the definitions and make the host look like them. Failures are the containers' own and reported there."""
+        async with self._reconciling:
+            self.load()
+            actions = self.plan()
+            errors = await applying.apply(actions, self)
+            for name, error in errors.items():
+                logger.debug("%s: %s", name, error)
+            return actions
+
+    async def start(self, name: str) -> None:
+        await self.supervisor(name).start()
+
+    async def stop(self, name: str) -> None:
+        await self.supervisor(name).stop()
+
+    async def remove(self, name: str) -> None:
+        """Stop a container whose definition is gone, and forget it."""
+        supervisor = self.supervisors[name]
+        await supervisor.stop()
+        records.remove(self.host.paths.records, name)
+        del self.supervisors[name]
+        for removed in self.on_removed:
+            removed(name)
+
+    async def take(self, name: str, *, live: bool) -> None:
+        """Take in a new or changed definition."""
+        definition = self.loaded.definitions[name]
+        supervisor = self.supervisors.get(name)
+        if supervisor is None:
+            self._create(definition)
+        else:
+            await supervisor.set_definition(definition, live=live)
+
+    def container(self, name: str) -> Container | None:
+        supervisor = self.supervisors.get(name)
+        if supervisor is not None:
+            return supervisor.definition.container
+        definition = self.loaded.definitions.get(name)
+        return definition.container if definition else None
+
+    def report(self, name: str, error: CleatError) -> None:
+        supervisor = self.supervisors.get(name)
+        if supervisor is not None:
+            supervisor.fail(error)
+        journal.send(journal.Event.DEPENDENCY_FAILED, "", container=name, error=error)
+
+    def _create(self, definition: Definition) -> Supervisor:
+        supervisor = Supervisor(self.host, definition, self._changed)
+        self.supervisors[definition.name] = supervisor
+        return supervisor
+
+    def _changed(self, supervisor: Supervisor) -> None:
+        for changed in self.on_change:
+            changed(supervisor)
+
+    # Commands on several containers
+
+    async def start_with_needs(self, name: str) -> None:
+        """Start a container after what it needs, as systemd would pull it in. Raises the container's own reason."""
+        names = self._closure(name)
+        errors: dict[str, CleatError] = {}
+        await applying.start_all(names, self, errors)
+        if name in errors:
+            raise errors[name]
+
+    def _closure(self, name: str) -> list[str]:
+        """The container and all that it requires or wants, directly or not, as far as it exists."""
+        self.supervisor(name)
+        found: list[str] = []
+        todo = [name]
+        while todo:
+            current = todo.pop()
+            if current in found:
+                continue
+            found.append(current)
+            container = self.container(current)
+            if container is not None:
+                todo += [n for n in (*container.requires, *container.wants) if n in self.supervisors]
+        return found
+
+    async def stop_with_dependents(self, name: str, timeout_sec: float | None) -> None:
+        """Stop a container, after those that require it."""
+        supervisor = self.supervisor(name)
+        for other in reversed(self.dependents(name)):
+            await self.supervisors[other].stop()
+        await supervisor.stop(timeout_sec)
+
+    async def restart(self, name: str) -> None:
+        """Stop a container and what depends on it, then start all of them again."""
+        supervisor = self.supervisor(name)
+        others = self.dependents(name)
+        await self.stop_with_dependents(name, None)
+        await supervisor.start()
+        errors: dict[str, CleatError] = {}
+        await applying.start_all(others, self, errors)
+
+    def dependents(self, name: str) -> list[str]:
+        """Active containers that require `name`, directly or not, nearest last to stop."""
+        found: list[str] = []
+        todo = [name]
+        while todo:
+            current = todo.pop()
+            for other, supervisor in self.supervisors.items():
+                container = supervisor.definition.container
+                if (
+                    current in (*container.requires, *container.restart_with)
+                    and other not in found
+                    and supervisor.is_active
+                ):
+                    found.append(other)
+                    todo.append(other)
+        return found
+
+    def stop_requested(self, unit: str) -> None:
+        """systemd wants a scope stopped: systemctl stop, or the host shuts down."""
+        supervisor = self.supervisors.get(scope.container_name(unit))
+        if supervisor is None or supervisor.running is None:
+            return
+        timeout = supervisor.definition.container.service.timeout_stop_sec
+        supervisor.request_stop(StopRequested(timeout, why=f"stop of {unit}"))
+
+    # Coming and going of the agent
+
+    async def adopt(self) -> int:
+        """Take over what a former agent left; returns how many containers run on. Leftovers of half-made starts go."""
+        found = records.read_all(self.host.paths.records)
+        runtimes = await self._runtimes_of(found)
+        keep = {record.id for record in found if self._adopt_one(record, runtimes.get(record.runtime))}
+        await self._clear_leftovers({record.id: record for record in found}, keep)
+        await self.watch_stops()
+        for record in found:
+            supervisor = self.supervisors.get(record.name)
+            at_rest = record.state in {State.EXITED, State.FAILED, State.INACTIVE}
+            if supervisor is not None and supervisor.wanted and not supervisor.is_active and not at_rest:
+                supervisor.begin()
+        return len(keep)
+
+    async def _runtimes_of(self, found: Iterable[Record]) -> dict[str, Runtime]:
+        runtimes: dict[str, Runtime] = {}
+        for name in {record.runtime for record in found if record.runtime}:
+            try:
+                runtimes[name], _ = await self.host.runtime(name)
+            except CleatError as e:
+                journal.send(
+                    journal.Event.FEATURE_MISSING, "containers of this runtime cannot be taken over", error=e
+                )
+        return runtimes
+
+    def _adopt_one(self, record: Record, runtime: Runtime | None) -> bool:
+        try:
+            definition = from_raw(record.raw, record.name, record.source)
+        except CleatError as e:
+            journal.send(
+                journal.Event.UNCLEAN_LEFTOVER, "its record cannot be read", container=record.name, error=e
+            )
+            return False
+        supervisor = self._create(msgspec.structs.replace(definition, digest=record.digest))
+        return supervisor.adopt(record, runtime)
+
+    async def watch_stops(self) -> None:
+        """Hear of stop jobs for scopes whose Controller was a former connection."""
+        async with asyncio.TaskGroup() as group:
+            for supervisor in self.supervisors.values():
+                if supervisor.running is not None:
+                    group.create_task(self.host.scopes.watch_stop(supervisor.unit))
+
+    async def _clear_leftovers(self, by_id: Mapping[str, Record], keep: set[str]) -> None:
+        """Scopes and bundles without a supervisor: end what runs in them, then remove them."""
+        adopted = {s.unit for s in self.supervisors.values() if s.running is not None}
+        for unit in await self.host.scopes.list(["cleat-*.scope"]):
+            if unit.name not in adopted:
+                cgroup.kill(await self.host.scopes.control_group(unit.name))
+        try:
+            present = {path.name for path in self.host.paths.bundles.iterdir()}
+        except FileNotFoundError:
+            return
+        for container_id in sorted(present - keep):
+            record = by_id.get(container_id)
+            try:
+                await launch.clear(self.host, container_id, record, self.host.known_runtimes)
+            except CleatError as e:
+                journal.send(
+                    journal.Event.UNCLEAN_LEFTOVER, "", container=record.name if record else "", error=e
+                )
+        await self._clear_overlays(keep)
+
+    async def _clear_overlays(self, keep: set[str]) -> None:
+        folder = self.host.paths.state / "overlay"
+        if folder.is_dir():
+            await storage.remove_tree(*[path for path in folder.iterdir() if path.name not in keep])
+
+    async def leave(self) -> None:
+        """Let go of everything; containers stay, but for those that shall end with the agent."""
+        ending = [
+            s for s in self.supervisors.values() if s.definition.container.stop_on_agent_exit and s.is_active
+        ]
+        async with asyncio.TaskGroup() as group:
+            for supervisor in ending:
+                group.create_task(supervisor.stop())
+        for supervisor in self.supervisors.values():
+            await supervisor.leave()

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's program: everything is built here, handed on by argument, and taken down again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+
+from agent import paths as all_paths
+from agent.container.host import Host
+from agent.container.scope import CONTAINERS_TARGET
+from agent.container.supervisor import Supervisor
+from agent.daemon.agent import Agent
+from agent.daemon.api import NAME, Api
+from agent.daemon.handles import Handles
+from agent.daemon.operations import Operations
+from agent.daemon.polkit import Polkit
+from agent.definition.agent_config import load_config
+from agent.definition.load import Loader
+from agent.errors import CleatError
+from agent.systemd import journal
+from agent.systemd.bus import Bus
+from agent.systemd.notify import AgentNotify
+from agent.systemd.scopes import Scopes
+
+logger = logging.getLogger(__name__)
+
+# systemd shall hear within its own start timeout, whatever a slow container does.
+_FIRST_RECONCILE_SEC = 60.0
+_WATCHDOG_SHARE = 0.5
+
+
+class App:
+    """The composition root."""
+
+    def __init__(self) -> None:
+        self.paths = all_paths.here()
+        is_user = os.geteuid() != 0
+        self.config, self.config_problems = load_config(self.paths)
+        self.notify = AgentNotify()
+        self.bus = Bus(user=is_user)
+        self.scopes = Scopes(self.bus, on_stop_requested=self._stop_requested)
+        self.host = Host(self.paths, self.config, self.scopes)
+        self.agent = Agent(self.host, Loader(self.paths, self.config))
+        self.handles = Handles(self.bus, self.agent)
+        self.operations = Operations(self.agent, self.handles)
+        self.api = Api(self.bus, self.agent, self.operations, Polkit(self.bus, os.geteuid()))
+        self.agent.on_change.append(self._status_changed)
+        self._ended = asyncio.Event()
+        self._status_due = False
+        self._last_status = ""
+        self._reload_tasks: set[asyncio.Task[None]] = set()
+        self.bus.on_lost.append(self._bus_lost)
+        self.bus.on_back.append(self._bus_back)
+
+    def _stop_requested(self, unit: str) -> None:
+        self.agent.stop_requested(unit)
+
+    async def run(self) -> None:
+        """Run until SIGTERM or SIGINT. Raises CleatError when the agent cannot even begin."""
+        self._make_folders()
+        await self.bus.connect()
+        await self.scopes.subscribe()
+        self.host.cgroup_root = await self.scopes.manager_cgroup()
+        self._watch_signals()
+        adopted = await self.agent.adopt()
+        await self.bus.request_name(NAME)
+        for problem in self.config_problems:
+            journal.send(journal.Event.DEFINITION_REJECTED, str(problem))
+        journal.send(journal.Event.AGENT_STARTED, f"cleat started, {adopted} containers taken over")
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self.bus.run()), group.create_task(self._watchdog())]
+            first = group.create_task(self._reconcile())
+            await asyncio.wait(
+                {first, group.create_task(self._ended.wait())},
+                timeout=_FIRST_RECONCILE_SEC,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            self.notify.ready(self._summary())
+            await self._start_target()
+            await self._ended.wait()
+            self.notify.stopping("leaving the containers as they are")
+            first.cancel()
+            for task in tasks:
+                task.cancel()
+        await self.agent.leave()
+        self.bus.close()
+        journal.send(journal.Event.AGENT_STOPPING, "cleat stopped, its containers run on")
+
+    def _make_folders(self) -> None:
+        """The agent's folders; those that a mapped root must pass through can be entered, not listed."""
+        for folder, mode in (
+            (self.paths.runtime, 0o711),
+            (self.paths.bundles, 0o711),
+            (self.paths.records, 0o700),
+            (self.paths.runtime / "runtime", 0o700),
+            (self.paths.state, 0o711),
+            (self.paths.state / "overlay", 0o711),
+        ):
+            try:
+                folder.mkdir(mode=mode, parents=True, exist_ok=True)
+            except OSError as e:
+                raise CleatError(
+                    f"cannot create {folder}", why=e.strerror or "", hint="see cleat.service(8), FILES"
+                ) from e
+        with suppress(OSError):
+            os.chdir(self.paths.runtime)
+
+    async def _start_target(self) -> None:
+        """Scopes are ordered after this target: at shutdown they are stopped before the agent and the bus."""
+        try:
+            await self.scopes.start_unit(CONTAINERS_TARGET)
+        except CleatError as e:
+            logger.warning("%s", e)
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._ended.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _reload(self) -> None:
+        """SIGHUP: Type=notify-reload."""
+        self.notify.reloading("reading the definitions")
+        task = asyncio.create_task(self._reconcile(announce=True))
+        self._reload_tasks.add(task)
+        task.add_done_callback(self._reload_tasks.discard)
+
+    async def _reconcile(self, *, announce: bool = False) -> None:
+        try:
+            actions = await self.agent.reconcile()
+            if announce:
+                journal.send(journal.Event.AGENT_RELOADED, f"definitions read, {len(actions)} actions")
+        except CleatError as e:
+            journal.send(journal.Event.AGENT_RELOADED, "reload failed", error=e)
+        finally:
+            if announce:
+                self.notify.ready(self._summary())
+
+    async def _watchdog(self) -> None:
+        """WATCHDOG=1 out of the loop itself, so that a loop that hangs is noticed; the only timer of an idle agent."""
+        usec = self.notify.watchdog_usec
+        while usec:
+            self.notify.watchdog()
+            await asyncio.sleep(usec / 1e6 * _WATCHDOG_SHARE)
+
+    def _summary(self) -> str:
+        self._last_status = self.agent.summary()
+        return self._last_status
+
+    def _status_changed(self, supervisor: Supervisor) -> None:
+        self.handles.changed(supervisor)
+        if not self._status_due:
+            self._status_due = True
+            asyncio.get_running_loop().call_later(0.1, self._tell_status)
+
+    def _tell_status(self) -> None:
+        self._status_due = False
+        before = self._last_status
+        if self._summary() != before:
+            self.notify.status(self._last_status)
+
+    def _bus_lost(self) -> None:
+        journal.send(
+            journal.Event.BUS_LOST, "the D-Bus broker went away; containers run on, commands wait for it"
+        )
+
+    async def _bus_back(self) -> None:
+        await self.scopes.subscribe()
+        await self.agent.watch_stops()
+        journal.send(journal.Event.BUS_BACK, "connected to the D-Bus broker again")
+
+
+async def _main() -> None:
+    await App().run()
+
+
+def main() -> int:
+    """Exit status 0 after a clean end, 1 with a message when the agent could not begin."""
+    os.umask(0o022)
+    journal.set_up_logging(logging.INFO)
+    try:
+        asyncio.run(_main())
+    except CleatError as e:
+        sys.stderr.write(f"cleat: {e}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

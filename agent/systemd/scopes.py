@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transient scopes over D-Bus: start one around a process, change its limits, hear that it shall stop.
+
+Facts: org.freedesktop.systemd1(5), systemd.scope(5), systemd's dbus-scope.c. JobRemoved may come before the reply to
+StartTransientUnit, so the waiter is registered by unit name before the call. A job result other than `done`, or a
+process that is not in the scope's cgroup afterwards, is a failure: limits would be written to a stranger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from agent import cgroup
+from agent.errors import CleatError, DeadlineExceeded, ScopeFailed
+from agent.systemd.bus import Bus, Signal, UnitExists, Variant, decode_path, encode_path
+
+logger = logging.getLogger(__name__)
+
+SYSTEMD = "org.freedesktop.systemd1"
+_PATH = "/org/freedesktop/systemd1"
+_MANAGER = "org.freedesktop.systemd1.Manager"
+_UNIT_PREFIX = _PATH + "/unit/"
+_JOB_REMOVED = f"type='signal',sender='{SYSTEMD}',interface='{_MANAGER}',member='JobRemoved'"
+
+Property = tuple[str, str, Any]
+"""(name, D-Bus signature, value), as StartTransientUnit and SetUnitProperties take them."""
+
+
+class Unit(msgspec.Struct, frozen=True):
+    """A row of ListUnitsByPatterns."""
+
+    name: str
+    load_state: str
+    active_state: str
+    sub_state: str
+
+
+def unit_path(unit: str) -> str:
+    return _UNIT_PREFIX + encode_path(unit)
+
+
+def _new_job_rule(unit: str) -> str:
+    return f"type='signal',sender='{SYSTEMD}',interface='{_MANAGER}',member='JobNew',arg2='{unit}'"
+
+
+def _removed_rule(unit: str) -> str:
+    return f"type='signal',sender='{SYSTEMD}',interface='{_MANAGER}',member='UnitRemoved',arg0='{unit}'"
+
+
+class Scopes:
+    """All scopes of the agent. `on_stop_requested(unit)` is called when systemd wants one of them stopped."""
+
+    def __init__(self, bus: Bus, *, on_stop_requested: Callable[[str], None]) -> None:
+        self._bus = bus
+        self._on_stop_requested = on_stop_requested
+        self._jobs: dict[str, asyncio.Future[str]] = {}
+        self._removals: dict[str, asyncio.Event] = {}
+        bus.on_signal("JobRemoved", self._job_removed)
+        bus.on_signal("JobNew", self._job_new)
+        bus.on_signal("UnitRemoved", self._unit_removed)
+        bus.on_signal("RequestStop", self._request_stop)
+
+    async def subscribe(self) -> None:
+        """Ask PID 1 for its signals; again after every reconnect (its Subscribe() is per connection)."""
+        await self._bus.add_match(_JOB_REMOVED)
+        await self._manager("Subscribe")
+
+    async def _manager(
+        self, member: str, signature: str = "", *body: Any, timeout: float = 30.0
+    ) -> list[Any]:
+        return await self._bus.call(SYSTEMD, _PATH, _MANAGER, member, signature, body, timeout=timeout)
+
+    def _job_removed(self, signal: Signal) -> None:
+        _, _, unit, result = signal.body
+        waiter = self._jobs.pop(unit, None)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(result)
+
+    def _job_new(self, signal: Signal) -> None:
+        unit = signal.body[2]
+        # A scope is started once in its life, and never by somebody else: any other job for it is its stop.
+        if unit.endswith(".scope") and unit not in self._jobs:
+            self._on_stop_requested(unit)
+
+    def _unit_removed(self, signal: Signal) -> None:
+        removed = self._removals.get(signal.body[0])
+        if removed is not None:
+            removed.set()
+
+    def _request_stop(self, signal: Signal) -> None:
+        path = signal.path or ""
+        if signal.interface == "org.freedesktop.systemd1.Scope" and path.startswith(_UNIT_PREFIX):
+            self._on_stop_requested(decode_path(path.removeprefix(_UNIT_PREFIX)))
+
+    async def start(
+        self, unit: str, pid: int, properties: Sequence[Property], *, deadline: float = 30.0
+    ) -> str:
+        """Put `pid` into a new scope with this agent as Controller; returns the scope's cgroup path.
+
+        Waits for an earlier scope of that name to go. Raises ScopeFailed with systemd's words or the job's result.
+        """
+        try:
+            async with asyncio.timeout(deadline):
+                while True:
+                    try:
+                        return await self._start_once(unit, pid, properties)
+                    except UnitExists:
+                        await self._wait_until_gone(unit)
+        except TimeoutError as e:
+            raise DeadlineExceeded(
+                f"systemd did not start {unit} within {deadline:g} s",
+                hint=f"systemctl status {unit}; systemctl list-jobs",
+            ) from e
+
+    async def _start_once(self, unit: str, pid: int, properties: Sequence[Property]) -> str:
+        body = [[name, Variant(signature, value)] for name, signature, value in properties]
+        body.append(["PIDs", Variant("au", [pid])])
+        body.append(["Controller", Variant("s", self._bus.unique_name)])
+        waiter = self._jobs[unit] = asyncio.get_running_loop().create_future()
+        try:
+            await self._manager("StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", body, [])
+            result = await waiter
+        finally:
+            self._jobs.pop(unit, None)
+        if result != "done":
+            raise ScopeFailed(
+                f"systemd's start job for {unit} ended as {result!r}", hint=f"journalctl -u {unit}"
+            )
+        group = cgroup.of_process(pid)
+        if not group.endswith("/" + unit):
+            raise ScopeFailed(f"process {pid} is in cgroup {group!r} and not in {unit}")
+        return group
+
+    async def _wait_until_gone(self, unit: str) -> None:
+        """An earlier scope of that name is still loaded: see it removed, resetting it if it is only a failed remnant."""
+        removed = self._removals.setdefault(unit, asyncio.Event())
+        removed.clear()
+        rule = _removed_rule(unit)
+        await self._bus.add_match(rule)
+        try:
+            for found in await self.list([unit]):
+                if found.active_state == "failed":
+                    await self.reset_failed(unit)
+                if found.active_state in {"active", "activating"} and not await self._is_populated(unit):
+                    await self.stop(unit, wait=False)
+                await removed.wait()
+        finally:
+            self._removals.pop(unit, None)
+            await self._bus.remove_match(rule)
+
+    async def _is_populated(self, unit: str) -> bool:
+        group = await self.control_group(unit)
+        return bool(group and cgroup.processes(group))
+
+    async def watch_stop(self, unit: str) -> None:
+        """Hear of stop jobs for a scope whose Controller was another connection (a Controller cannot be set again)."""
+        await self._bus.add_match(_new_job_rule(unit))
+
+    async def unwatch_stop(self, unit: str) -> None:
+        await self._bus.remove_match(_new_job_rule(unit))
+
+    async def list(self, patterns: Sequence[str]) -> list[Unit]:
+        (rows,) = await self._manager("ListUnitsByPatterns", "asas", [], list(patterns))
+        return [Unit(row[0], row[2], row[3], row[4]) for row in rows]
+
+    async def control_group(self, unit: str) -> str:
+        """The unit's cgroup path; "" when it has none."""
+        try:
+            (value,) = await self._bus.call(
+                SYSTEMD,
+                unit_path(unit),
+                "org.freedesktop.DBus.Properties",
+                "Get",
+                "ss",
+                ("org.freedesktop.systemd1.Scope", "ControlGroup"),
+            )
+        except CleatError:
+            return ""
+        return str(value.value)
+
+    async def set_properties(self, unit: str, properties: Sequence[Property]) -> None:
+        """Change a running unit's properties until it ends (SetUnitProperties, runtime)."""
+        body = [[name, Variant(signature, value)] for name, signature, value in properties]
+        await self._manager("SetUnitProperties", "sba(sv)", unit, True, body)
+
+    async def start_unit(self, unit: str) -> None:
+        """Queue a start job; its end is not waited for."""
+        await self._manager("StartUnit", "ss", unit, "replace")
+
+    async def stop(self, unit: str, *, wait: bool = True, deadline: float = 90.0) -> None:
+        """Stop a unit and with `wait` see the job's end. A unit that is not loaded counts as stopped."""
+        waiter = self._jobs[unit] = asyncio.get_running_loop().create_future()
+        try:
+            try:
+                await self._manager("StopUnit", "ss", unit, "replace")
+            except ScopeFailed as e:
+                if "not loaded" in e.why:
+                    return
+                raise
+            if wait:
+                async with asyncio.timeout(deadline):
+                    await waiter
+        except TimeoutError as e:
+            raise DeadlineExceeded(f"systemd did not stop {unit} within {deadline:g} s") from e
+        finally:
+            if wait:
+                self._jobs.pop(unit, None)
+
+    async def reset_failed(self, unit: str) -> None:
+        """Forget a failed unit, so that its name can be used again; nothing happens when it is not there."""
+        try:
+            await self._manager("ResetFailedUnit", "s", unit)
+        except ScopeFailed as e:
+            logger.debug("%s", e)
+
+    async def manager_cgroup(self) -> str:
+        """The cgroup below which this systemd keeps its slices ("" for the root), Manager's ControlGroup property."""
+        (value,) = await self._bus.call(
+            SYSTEMD, _PATH, "org.freedesktop.DBus.Properties", "Get", "ss", (_MANAGER, "ControlGroup")
+        )
+        return str(value.value)
