@@ -49,9 +49,17 @@ def directory(path: str) -> Path:
     return mount_point() / path.lstrip("/")
 
 
+def is_ours(path: str) -> bool:
+    """Whether the path lies in a scope of ours: nothing else may be written, whatever a caller got wrong."""
+    parts = path.split("/")
+    return ".." not in parts and any(part.startswith("cleat-") and part.endswith(".scope") for part in parts)
+
+
 def move(path: str, pid: int) -> None:
     """Create the group `path` if need be and move `pid` into it. Raises ScopeFailed with the kernel's reason."""
     folder = str(directory(path))
+    if not is_ours(path):
+        raise ScopeFailed(f"cgroup {path!r} is not in a scope of the agent")
     try:
         with suppress(FileExistsError):
             os.mkdir(folder, 0o755)
@@ -73,7 +81,7 @@ def contains(path: str, pid: int) -> bool:
 def processes(path: str) -> list[int]:
     """All processes in the group and below it; empty when the group is gone."""
     found: list[int] = []
-    for folder, _, files in os.walk(directory(path)):
+    for folder, _, files in os.walk(directory(path)) if is_ours(path) else ():
         if "cgroup.procs" in files:
             with suppress(OSError):
                 found += [int(line) for line in Path(folder, "cgroup.procs").read_text().split()]
@@ -87,8 +95,7 @@ def kill(path: str) -> bool:
 
 def remove(path: str) -> None:
     """Remove an empty group and its empty children, deepest first; what still has members stays."""
-    top = directory(path)
-    for folder, _, _ in os.walk(top, topdown=False):
+    for folder, _, _ in os.walk(directory(path), topdown=False) if is_ours(path) else ():
         with suppress(OSError):
             os.rmdir(folder)
 
@@ -116,6 +123,8 @@ def was_oom_killed(path: str) -> bool:
 
 def write(path: str, file: str, value: str) -> bool:
     """Write a cgroup file below a delegated group; False when it is not there or not ours to write."""
+    if not is_ours(path):
+        return False
     try:
         Path(directory(path), file).write_text(value)
     except OSError:

@@ -48,7 +48,12 @@ class CleatError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        place = ": ".join(part for part in (self.file, self.container, self.key) if part)
+        return f"{self.container}: {self.detail}" if self.container else self.detail
+
+    @property
+    def detail(self) -> str:
+        """The text without the container's name, for places that show it already."""
+        place = ": ".join(part for part in (self.file, self.key) if part)
         text = ": ".join(part for part in (place, self.what, self.why) if part)
         return f"{text} ({self.hint})" if self.hint else text
 

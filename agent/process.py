@@ -177,9 +177,7 @@ def base_environment() -> dict[str, str]:
 def _spawn_error(argv: Sequence[str], e: OSError) -> CleatError:
     command = argv[0]
     if isinstance(e, FileNotFoundError):
-        return CommandNotFound(
-            f"cannot run {command}", why=e.strerror or "", hint=f"install {Path(command).name}"
-        )
+        return CommandNotFound(f"cannot run {command}", why=e.strerror or "", hint=f"install {Path(command).name}")
     if isinstance(e, PermissionError) or e.errno in {errno.ENOEXEC, errno.ELIBBAD}:
         return CommandNotExecutable(
             f"cannot run {command}", why=e.strerror or "", hint=f"check the mode and file type of {command}"
@@ -187,9 +185,7 @@ def _spawn_error(argv: Sequence[str], e: OSError) -> CleatError:
     return CleatError(f"cannot run {command}", why=e.strerror or str(e))
 
 
-def spawn(
-    argv: Sequence[str], *, env: Mapping[str, str], fds: Sequence[int], new_group: bool = True
-) -> Process:
+def spawn(argv: Sequence[str], *, env: Mapping[str, str], fds: Sequence[int], new_group: bool = True) -> Process:
     """Start `argv` (absolute path first, or looked up in env's PATH) with child fd i being our `fds[i]`, and no other.
 
     Raises CommandNotFound or CommandNotExecutable with the kernel's reason.

@@ -55,11 +55,8 @@ def parser(verb: Verb, *, user: bool = False) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    taken = {flag for flags, _ in verb.options for flag in flags}
-    for flags, settings in (
-        *verb.options,
-        *(each for each in (USER, SYSTEM) if not taken.intersection(each.flags)),
-    ):
+    own = {flag for flags, _ in verb.options for flag in flags}
+    for flags, settings in (*verb.options, *(() if "--user" in own else (USER, SYSTEM))):
         built.add_argument(*flags, **settings)
     built.set_defaults(user=user)
     return built

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.cli.arguments import NAME, Verb, option
-from agent.cli.client import Bus
+from agent.cli.client import tell
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -21,13 +21,13 @@ def checkpoint(args: Namespace) -> int:
         "keep": args.keep,
         "export": _absolute(args.export),
     }
-    Bus(user=args.user).call("Checkpoint", "ss", args.name, json.dumps(options))
+    tell("Checkpoint", "ss", args.name, json.dumps(options), user=args.user)
     return 0
 
 
 def restore(args: Namespace) -> int:
     options = {"tcp_established": args.tcp_established, "keep": args.keep, "import": _absolute(args.archive)}
-    Bus(user=args.user).call("Restore", "ss", args.name, json.dumps(options))
+    tell("Restore", "ss", args.name, json.dumps(options), user=args.user)
     return 0
 
 

@@ -14,7 +14,7 @@ import select
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from agent.cli import wire
 from agent.errors import (
@@ -29,6 +29,7 @@ from agent.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 NAME = "org.cleat.Agent1"
 PATH = "/org/cleat/Agent1"
@@ -45,11 +46,20 @@ class Bus:
         self.user = user
         self._buffer = bytearray()
         self._serial = 0
+        self._prompt: AbstractContextManager[None] | None = None
         self._deadline: float | None = time.monotonic() + QUERY_SEC
         self._socket = _connect(address(user=user))
         self._authenticate()
         self._queue("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
         self._await(self._serial)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        if self._prompt:
+            self._prompt.__exit__(None, None, None)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -76,6 +86,8 @@ class Bus:
 
     def send(self, member: str, signature: str = "", *values: Any, interactive: bool = True) -> int:
         """Send a call; its answer comes out of `receive` with this serial."""
+        if interactive and not self.user and os.geteuid():
+            self._prepare_prompt()
         self._deadline = time.monotonic() + QUERY_SEC
         return self._queue(NAME, PATH, INTERFACE, member, signature, values, interactive=interactive)
 
@@ -89,7 +101,14 @@ class Bus:
         self._fill()
         while message := self._take():
             if message.kind in {wire.METHOD_RETURN, wire.ERROR}:
-                yield message.reply_to, _outcome(message)
+                yield message.reply_to, _outcome(message, user=self.user)
+
+    def _prepare_prompt(self) -> None:
+        from agent.cli import polkit
+
+        if self._prompt is None and polkit.may_ask():
+            self._prompt = polkit.password_prompt()
+            self._prompt.__enter__()
 
     def _await(self, serial: int) -> tuple[Any, ...]:
         while True:
@@ -107,7 +126,7 @@ class Bus:
                 self._wait(select.POLLIN)
                 self._fill()
             elif message.kind in {wire.METHOD_RETURN, wire.ERROR}:
-                return message.reply_to, _outcome(message)
+                return message.reply_to, _outcome(message, user=self.user)
 
     def _queue(
         self,
@@ -176,6 +195,18 @@ class Bus:
         self._write(b"BEGIN\r\n")
 
 
+def ask(member: str, signature: str = "", *values: Any, user: bool) -> tuple[Any, ...]:
+    """One query on a connection of its own."""
+    with Bus(user=user) as bus:
+        return bus.query(member, signature, *values)
+
+
+def tell(member: str, signature: str = "", *values: Any, user: bool) -> tuple[Any, ...]:
+    """One call that polkit may ask a password for, on a connection of its own."""
+    with Bus(user=user) as bus:
+        return bus.call(member, signature, *values)
+
+
 def address(*, user: bool) -> str:
     """The bus address by the variables that sd-bus reads (sd_bus_open_system(3), sd_bus_open_user(3))."""
     if not user:
@@ -232,22 +263,23 @@ def _connect(text: str) -> socket.socket:
     raise AgentUnreachable(f"cannot connect to the bus at {text}", why=why)
 
 
-def _outcome(message: wire.Message) -> tuple[Any, ...] | CleatError:
+def _outcome(message: wire.Message, *, user: bool) -> tuple[Any, ...] | CleatError:
     if message.kind == wire.METHOD_RETURN:
         return message.body
     text = message.body[0] if message.body and isinstance(message.body[0], str) else ""
-    return error_of(message.error_name, text)
+    return error_of(message.error_name, text, user=user)
 
 
-def error_of(name: str, text: str) -> CleatError:
+def error_of(name: str, text: str, *, user: bool = False) -> CleatError:
     """What a D-Bus error name and message mean to the person at the terminal."""
     if name.startswith(DBUS_ERROR_PREFIX):
         return _family().get(name, CleatError)(text or name)
+    systemctl = "systemctl --user" if user else "systemctl"
     match name.removeprefix(_FREEDESKTOP):
         case "ServiceUnknown" | "NameHasNoOwner":
-            return AgentUnreachable("the agent is not running", hint="systemctl start cleat")
+            return AgentUnreachable("the agent is not running", hint=f"{systemctl} start cleat")
         case "NoReply" | "Disconnected":
-            return AgentUnreachable("the agent went away before it answered", hint="see systemctl status cleat")
+            return AgentUnreachable("the agent went away before it answered", hint=f"see {systemctl} status cleat")
         case "AccessDenied":
             return AccessDenied("not permitted for this user", hint="run it as root or with sudo")
         case "InteractiveAuthorizationRequired":
@@ -256,10 +288,10 @@ def error_of(name: str, text: str) -> CleatError:
             return Unsupported(
                 "the running agent is of another version than this command",
                 why=text,
-                hint="systemctl restart cleat",
+                hint=f"{systemctl} restart cleat",
             )
         case "Timeout" | "TimedOut":
-            return DeadlineExceeded("the agent did not answer in time", why=text, hint="see systemctl status cleat")
+            return DeadlineExceeded("the agent did not answer in time", why=text, hint=f"see {systemctl} status cleat")
         case _:
             return CleatError(text or name)
 

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from agent.cli import render
 from agent.cli.arguments import JSON, Verb, option
-from agent.cli.client import Bus
+from agent.cli.client import tell
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
 
 def plan(args: Namespace) -> int:
-    return _show_plan(args, *Bus(user=args.user).call("Plan"))
+    return _show_plan(args, *tell("Plan", user=args.user))
 
 
 def reload_agent(args: Namespace) -> int:
-    return _show_plan(args, *Bus(user=args.user).call("ReloadDefinitions"))
+    return _show_plan(args, *tell("ReloadDefinitions", user=args.user))
 
 
 def _show_plan(args: Namespace, text: str) -> int:
@@ -64,12 +64,14 @@ def check(args: Namespace) -> int:
     """All that is wrong in the files named, or in all definitions; 1 if one of them would be refused."""
     from agent.cli import checks
 
-    found = checks.of_files(args.files) if args.files else checks.of_folders(user=args.user)
+    found = checks.of_files(args.files, user=args.user) if args.files else checks.of_folders(user=args.user)
     if args.json:
         render.print_json(render.compact(found))
     else:
         for diagnostic in found:
             print(render.printable(diagnostic_line(diagnostic)))
+        if not found and render.is_terminal():
+            print("Nothing is wrong.")
     return int(any(not diagnostic["warning"] for diagnostic in found))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agent.cli import render
 from agent.cli.arguments import JSON, Verb, option
-from agent.cli.client import Bus
+from agent.cli.client import ask, tell
 from agent.cli.lifecycle import ALL, call_each
 from agent.cli.names import NAMES
 
@@ -21,7 +21,7 @@ def pull(args: Namespace) -> int:
 
 
 def images(args: Namespace) -> int:
-    (text,) = Bus(user=args.user).query("Images")
+    (text,) = ask("Images", user=args.user)
     if args.json:
         render.print_json(text)
     else:
@@ -30,7 +30,7 @@ def images(args: Namespace) -> int:
 
 
 def prune(args: Namespace) -> int:
-    (text,) = Bus(user=args.user).call("Prune", "b", args.dry_run)
+    (text,) = tell("Prune", "b", args.dry_run, user=args.user)
     if args.json:
         render.print_json(text)
     else:

@@ -22,7 +22,11 @@ _ALL = False  # Kill: the first process only
 
 
 def execute(args: Namespace) -> int:
-    bus = Bus(user=args.user)
+    with Bus(user=args.user) as bus:
+        return _execute(bus, args)
+
+
+def _execute(bus: Bus, args: Namespace) -> int:
     session, path, ctl = bus.call("Exec", "ss", args.name, json.dumps(_options(args)))
     if args.detach:
         bus.call("ExecStart", "s", session)
@@ -47,9 +51,6 @@ def execute(args: Namespace) -> int:
 
 def _options(args: Namespace) -> dict[str, object]:
     """What the agent needs to know of the command; a variable without a value takes the caller's."""
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if not command:
-        raise InvalidArgument("no command given", hint="cleat exec NAME -- COMMAND")
     environment = {}
     if args.tty:
         environment["TERM"] = os.environ.get("TERM", "xterm")
@@ -59,7 +60,7 @@ def _options(args: Namespace) -> dict[str, object]:
             environment[key] = value if given else os.environ[key]
     columns, lines = terminal.size() if args.tty else (0, 0)
     return {
-        "command": command,
+        "command": command_of(args),
         "user": args.user_inside,
         "working_directory": args.workdir,
         "environment": environment,
@@ -72,9 +73,20 @@ def _options(args: Namespace) -> dict[str, object]:
     }
 
 
+def command_of(args: Namespace) -> list[str]:
+    command: list[str] = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise InvalidArgument("no command given", hint="cleat exec NAME -- COMMAND")
+    return command
+
+
 def attach(args: Namespace) -> int:
     keys = terminal.parse_keys(args.detach_keys)
-    bus = Bus(user=args.user)
+    with Bus(user=args.user) as bus:
+        return _attach(bus, args, keys)
+
+
+def _attach(bus: Bus, args: Namespace, keys: bytes) -> int:
     path, ctl, is_terminal = bus.call("Attach", "s", args.name)
     with pump.connect(path) as link, terminal.raw(0, wanted=is_terminal and not args.no_stdin):
         pumped = pump.Pump(

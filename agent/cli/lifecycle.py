@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from agent.cli.arguments import Option, Verb, option
-from agent.cli.names import NAMES, expand
+from agent.cli.names import NAMES, expanded
 from agent.cli.render import report
 from agent.errors import CleatError, InvalidArgument
 
@@ -25,11 +25,11 @@ _AT_ONCE = 64
 
 def call_each(args: Namespace, member: str, signature: str = "s", *more: Any) -> int:
     """Call `member` for every name given; gives the worst exit code."""
-    bus, names = expand(args)
     worst = 0
-    for _, outcome in _outcomes(bus, names, member, signature, *more):
-        if isinstance(outcome, CleatError):
-            worst = max(worst, report(outcome))
+    with expanded(args) as (bus, names):
+        for _, outcome in _outcomes(bus, names, member, signature, *more):
+            if isinstance(outcome, CleatError):
+                worst = max(worst, report(outcome))
     return worst
 
 
@@ -80,8 +80,8 @@ def given(flag: str, text: str, parser: str) -> Any:
 
 def wait(args: Namespace) -> int:
     """Prints each container's exit code in the order of the names; the last one is the command's own."""
-    bus, names = expand(args)
-    got = dict(_outcomes(bus, names, "Wait", "s"))
+    with expanded(args) as (bus, names):
+        got = dict(_outcomes(bus, names, "Wait", "s"))
     last = 0
     for name in names:
         outcome = got[name]

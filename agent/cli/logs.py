@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.cli import lines, render
 from agent.cli.arguments import JSON, NAME, Verb, natural, option
-from agent.cli.client import Bus
+from agent.cli.client import ask
 from agent.errors import CleatError, InvalidArgument, NoSuchContainer
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def logs(args: Namespace) -> int:
 def _log_file(args: Namespace) -> tuple[str, CleatError | None]:
     """The file of the k8s-file driver, "" for the journal, which can be read without an agent too."""
     try:
-        (text,) = Bus(user=args.user).query("GetStatus", "as", [args.name])
+        (text,) = ask("GetStatus", "as", [args.name], user=args.user)
     except CleatError as error:
         return "", error
     return str(json.loads(text)[0]["log_path"]), None

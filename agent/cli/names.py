@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agent.cli.arguments import option
@@ -12,6 +13,7 @@ from agent.errors import InvalidArgument, NoSuchContainer
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterator
 
 
 NAMES = option(
@@ -42,14 +44,16 @@ def matching(patterns: list[str], candidates: list[str]) -> list[str]:
     return list(chosen)
 
 
-def expand(args: Namespace) -> tuple[Bus, list[str]]:
-    """A connection and the names of a command line with NAME… and --all."""
+@contextmanager
+def expanded(args: Namespace) -> Iterator[tuple[Bus, list[str]]]:
+    """A connection, and the names of a command line with NAME… and --all."""
     everything = getattr(args, "all", False)
     if everything and args.names:
         raise InvalidArgument("names and --all exclude each other")
     if not everything and not args.names:
         raise InvalidArgument("no container named", hint="give one or more names, see cleat status")
-    bus = Bus(user=args.user)
-    if everything:
-        return bus, known(bus)
-    return bus, matching(args.names, known(bus) if any(map(is_pattern, args.names)) else [])
+    with Bus(user=args.user) as bus:
+        if everything:
+            yield bus, known(bus)
+        else:
+            yield bus, matching(args.names, known(bus) if any(map(is_pattern, args.names)) else [])

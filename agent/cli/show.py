@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agent.cli import render
 from agent.cli.arguments import JSON, NAME, Verb, option
-from agent.cli.client import Bus
+from agent.cli.client import Bus, ask, tell
 from agent.cli.names import NAMES, is_pattern, known, matching
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def inspect(args: Namespace) -> int:
-    (text,) = Bus(user=args.user).call("Inspect", "sb", args.name, args.spec)
+    (text,) = tell("Inspect", "sb", args.name, args.spec, user=args.user)
     render.print_json(text)
     return 0
 
 
 def top(args: Namespace) -> int:
-    (text,) = Bus(user=args.user).call("Top", "s", args.name)
+    (text,) = tell("Top", "s", args.name, user=args.user)
     if args.json:
         render.print_json(text)
         return 0
@@ -49,9 +49,9 @@ def _clock(seconds: float) -> str:
 
 
 def stats(args: Namespace) -> int:
-    bus = Bus(user=args.user)
-    names = matching(args.names, known(bus)) if any(map(is_pattern, args.names)) else args.names
-    (text,) = bus.query("Stats", "as", names)
+    with Bus(user=args.user) as bus:
+        names = matching(args.names, known(bus)) if any(map(is_pattern, args.names)) else args.names
+        (text,) = bus.query("Stats", "as", names)
     if args.json:
         render.print_json(text)
     else:
@@ -60,7 +60,7 @@ def stats(args: Namespace) -> int:
 
 
 def info(args: Namespace) -> int:
-    (text,) = Bus(user=args.user).query("Info")
+    (text,) = ask("Info", user=args.user)
     if args.json:
         render.print_json(text)
     else:
@@ -70,7 +70,8 @@ def info(args: Namespace) -> int:
 
 def names(args: Namespace) -> int:
     """For shell completion: one name per line, and nothing at all if the agent does not answer."""
-    print("\n".join(known(Bus(user=args.user))))
+    with Bus(user=args.user) as bus:
+        print("\n".join(known(bus)))
     return 0
 
 

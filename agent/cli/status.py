@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.cli import render
 from agent.cli.arguments import JSON, Verb, natural, option
-from agent.cli.client import Bus
+from agent.cli.client import ask
 from agent.cli.names import NAMES, is_pattern, matching
 from agent.errors import NoSuchContainer
 
@@ -23,9 +23,8 @@ _UP = {"starting", "running", "paused", "stopping"}
 
 def status(args: Namespace) -> int:
     """All containers as a table, or those named; exactly one without a pattern in detail."""
-    bus = Bus(user=args.user)
     single = len(args.names) == 1 and not is_pattern(args.names[0])
-    (text,) = bus.query("GetStatus", "as", args.names if single else [])
+    (text,) = ask("GetStatus", "as", args.names if single else [], user=args.user)
     everything = json.loads(text)
     chosen, missing = _choose(everything, args.names)
     if args.json:
@@ -33,7 +32,7 @@ def status(args: Namespace) -> int:
     elif single and chosen:
         _print_details(chosen[0], lines=args.lines, user=args.user)
     else:
-        _print_table(chosen)
+        print_table(chosen, time.time())
     worst = max((render.report(error) for error in missing), default=0)
     if not args.names:
         return worst
@@ -49,9 +48,8 @@ def _choose(everything: list[dict[str, Any]], wanted: list[str]) -> tuple[list[d
     return [by_name[name] for name in names if name in by_name], missing
 
 
-def _print_table(statuses: list[dict[str, Any]]) -> None:
+def print_table(statuses: list[dict[str, Any]], now: float) -> None:
     header = ("NAME", "STATE", "READY", "PID", "RESTARTS", "SINCE", "STATUS")
-    now = time.time()
     rows = [
         (
             each["name"],

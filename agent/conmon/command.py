@@ -147,9 +147,13 @@ def create_arguments(command: Command, options: CreateOptions) -> list[str]:
     return argv
 
 
-def exec_arguments(command: Command, process_spec: str) -> list[str]:
-    """argv for one exec session; `process_spec` is the file with its OCI process object."""
-    return [*_shared(command), "-e", "--exec-attach", "--exec-process-spec", process_spec]
+def exec_arguments(command: Command, process_spec: str, *, attach: bool = True) -> list[str]:
+    """argv for one exec session; `process_spec` is the file with its OCI process object.
+
+    Without `attach` the command begins at the first byte on the start pipe.
+    """
+    attached = ["--exec-attach"] if attach else []
+    return [*_shared(command), "-e", *attached, "--exec-process-spec", process_spec]
 
 
 def environment(base: Mapping[str, str], *, preserved: int, attach: bool = False) -> dict[str, str]:
@@ -157,9 +161,7 @@ def environment(base: Mapping[str, str], *, preserved: int, attach: bool = False
 
     NOTIFY_SOCKET and LISTEN_* never go in: crun would wait for readiness itself, and count the sockets twice.
     """
-    env = {
-        key: value for key, value in base.items() if key != "NOTIFY_SOCKET" and not key.startswith("LISTEN_")
-    }
+    env = {key: value for key, value in base.items() if key != "NOTIFY_SOCKET" and not key.startswith("LISTEN_")}
     first = FIRST_LISTEN_FD + preserved
     env["_OCI_SYNCPIPE"] = str(first)
     env["_OCI_STARTPIPE"] = str(first + 1)

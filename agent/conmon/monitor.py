@@ -52,9 +52,7 @@ class _Pair:
 class Monitor:
     """A conmon that is being started. Closing it drops our ends of the pipes; it does not end conmon."""
 
-    def __init__(
-        self, process: Process, sync: _Pair, start: _Pair, attach: _Pair | None, stderr: int
-    ) -> None:
+    def __init__(self, process: Process, sync: _Pair, start: _Pair, attach: _Pair | None, stderr: int) -> None:
         self.process = process
         self._sync = sync
         self._start = start
@@ -104,9 +102,7 @@ class Monitor:
         """Wait until conmon's first process has ended. Raises ConmonFailed with its words when it refused."""
         code = await self.process.wait()
         if code != 0:
-            raise ConmonFailed(
-                f"conmon exited with status {code}", why=self.early_words(), hint="journalctl -t conmon"
-            )
+            raise ConmonFailed(f"conmon exited with status {code}", why=self.early_words(), hint="journalctl -t conmon")
 
     async def message(self) -> SyncMessage | None:
         """The next message on the sync pipe; None at its end (conmon had nothing to say)."""

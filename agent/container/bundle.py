@@ -100,9 +100,7 @@ def _inputs(
         cgroups_path="" if container.cgroup.mode is CgroupMode.DISABLED else cgroup_path,
         cgroup_namespace=container.cgroup.mode is not CgroupMode.DISABLED,
         identity=identity,
-        seccomp=None
-        if container.security.privileged
-        else seccomp.load(container.security.seccomp_profile, bounding),
+        seccomp=None if container.security.privileged else seccomp.load(container.security.seccomp_profile, bounding),
         listen_fds=extras.listen_fds,
         listen_fdnames=extras.listen_fdnames,
         notify_socket_dir=extras.notify_folder,
@@ -129,9 +127,7 @@ def _localtime(container: Container) -> str:
     return path
 
 
-def _from_bundle(
-    host: Host, container: Container, container_id: str, cgroup_path: str, extras: Extras
-) -> Bundle:
+def _from_bundle(host: Host, container: Container, container_id: str, cgroup_path: str, extras: Extras) -> Bundle:
     source = Path(container.bundle) / "config.json"
     try:
         with source.open("rb") as f:

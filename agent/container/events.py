@@ -42,9 +42,10 @@ class WatchdogExpired(Event, frozen=True):
 
 
 class Notified(Event, frozen=True):
-    """A verified message on the container's notify socket."""
+    """A verified message on the container's notify socket; `fds` came with it and are the receiver's."""
 
     message: Notification
+    fds: tuple[int, ...] = ()
 
 
 class HealthChanged(Event, frozen=True):
@@ -52,4 +53,3 @@ class HealthChanged(Event, frozen=True):
 
     health: str
     output: str
-    act: bool = False

@@ -22,6 +22,7 @@ from agent.errors import CleatError, Unsupported
 from agent.oci.runtime import Features, Runtime
 from agent.paths import Paths
 from agent.systemd import journal
+from agent.systemd.fd_store import FdStore
 from agent.systemd.scopes import Scopes
 
 CONMON_MINIMUM = (2, 1, 0)
@@ -62,9 +63,7 @@ def find_conmon(candidates: Sequence[str]) -> FileId:
             return found
     present = [path for path in candidates if Path(path).exists()]
     why = f"{present[0]} is not an executable file" if present else f"looked at {', '.join(candidates)}"
-    raise Unsupported(
-        "conmon cannot be run", why=why, hint="install conmon, or set conmon_path in cleat.toml"
-    )
+    raise Unsupported("conmon cannot be run", why=why, hint="install conmon, or set conmon_path in cleat.toml")
 
 
 async def probe_conmon(path: str) -> Conmon:
@@ -76,19 +75,18 @@ async def probe_conmon(path: str) -> Conmon:
     version = tuple(int(part) for part in match[1].split("."))
     if version < CONMON_MINIMUM:
         least = ".".join(str(n) for n in CONMON_MINIMUM)
-        raise Unsupported(
-            f"conmon {match[1]} is too old", why=f"{least} or newer is needed", hint="upgrade conmon"
-        )
+        raise Unsupported(f"conmon {match[1]} is too old", why=f"{least} or newer is needed", hint="upgrade conmon")
     return Conmon(path, version, " ".join(result.stdout.decode(errors="replace").split()))
 
 
 class Host:
     """One per agent."""
 
-    def __init__(self, paths: Paths, config: AgentConfig, scopes: Scopes) -> None:
+    def __init__(self, paths: Paths, config: AgentConfig, scopes: Scopes, fd_store: FdStore) -> None:
         self.paths = paths
         self.config = config
         self.scopes = scopes
+        self.fd_store = fd_store
         self.cgroup_root = ""
         self.conmon_environment = process.base_environment() | config.conmon_environment
         self.launch_slots = asyncio.Semaphore(config.parallel_starts or 2 * (os.cpu_count() or 1))
@@ -113,9 +111,7 @@ class Host:
         if cached is not None and _file_id(cached[0][0]) == cached[0]:
             return cached[1:]
         root = os.fspath(self.paths.runtime / "runtime" / Path(name).name)
-        runtime = Runtime.find(
-            name, self.config.runtimes.get(name, ()), process.base_environment()["PATH"], root=root
-        )
+        runtime = Runtime.find(name, self.config.runtimes.get(name, ()), process.base_environment()["PATH"], root=root)
         features = await runtime.probe()
         file_id = _file_id(runtime.path)
         if file_id is None:

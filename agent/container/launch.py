@@ -25,7 +25,7 @@ from agent.container.bundle import Bundle, Extras
 from agent.container.host import Conmon, Host
 from agent.container.outcome import UNKNOWN_EXIT_CODE, Cause, Outcome
 from agent.container.record import Record
-from agent.definition.model import Container, Definition, LogDriver
+from agent.definition.model import Container, Definition, LogDriver, Notify
 from agent.errors import CleatError, ConmonFailed, DeadlineExceeded, RuntimeFailed
 from agent.oci.runtime import Features, Runtime, error_from_text, read_oci_log
 from agent.process import ProcessRef
@@ -64,6 +64,11 @@ class Running:
     def payload_cgroup(self) -> str:
         return f"{self.cgroup}/{cgroup.PAYLOAD}"
 
+    @property
+    def supervisor_cgroup(self) -> str:
+        """Where conmon lives, and the conmons of commands."""
+        return f"{self.cgroup}/{cgroup.SUPERVISOR}"
+
     def close(self) -> None:
         if self.pidfd >= 0:
             os.close(self.pidfd)
@@ -71,10 +76,10 @@ class Running:
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """What a start is given besides the definition: sockets to pass on, folders to mount, scopes to be ordered after."""
+    """What a start is given besides the definition: the sockets to pass on, in order."""
 
-    extras: Extras = Extras()
     listen_fds: tuple[int, ...] = ()
+    listen_fdnames: tuple[str, ...] = ()
 
 
 def log_options(host: Host, container: Container, conmon: Conmon) -> command.LogOptions:
@@ -118,9 +123,7 @@ def conmon_command(
     )
 
 
-async def launch(
-    host: Host, definition: Definition, start: Start, on_created: Callable[[Running], None]
-) -> Running:
+async def launch(host: Host, definition: Definition, start: Start, on_created: Callable[[Running], None]) -> Running:
     """Start the container. `on_created` stores what is needed to find it again, before its program runs.
 
     Raises CleatError: the runtime's own words mapped to 125, 126 or 127, conmon's, systemd's, or a deadline.
@@ -133,11 +136,9 @@ async def launch(
             async with asyncio.timeout(host.config.create_timeout_sec):
                 conmon = await host.conmon()
                 runtime, features = await host.runtime(container.runtime.name)
-                bundle = _prepare(host, container, container_id, group, start.extras, undo)
+                bundle = _prepare(host, container, container_id, group, start, undo)
                 argv = command.create_arguments(
-                    conmon_command(
-                        host, container, bundle, conmon, runtime, features, len(start.listen_fds)
-                    ),
+                    conmon_command(host, container, bundle, conmon, runtime, features, len(start.listen_fds)),
                     command.CreateOptions(
                         no_pivot=container.runtime.no_pivot, exit_command=tuple(host.config.exit_command)
                     ),
@@ -182,19 +183,37 @@ async def launch(
 
 
 def _prepare(
-    host: Host, container: Container, container_id: str, group: str, extras: Extras, undo: AsyncExitStack
+    host: Host, container: Container, container_id: str, group: str, start: Start, undo: AsyncExitStack
 ) -> Bundle:
     path = host.paths.bundle(container_id)
     undo.push_async_callback(storage.remove_tree, path, host.paths.overlay(container_id))
     bundles.make_folder(path)
+    extras = Extras(
+        listen_fds=len(start.listen_fds),
+        listen_fdnames=start.listen_fdnames,
+        notify_folder=notify_folder(host, container, container_id),
+        watchdog_usec=int(container.service.watchdog_sec * 1e6),
+    )
+    if extras.notify_folder:
+        os.mkdir(extras.notify_folder, 0o755)
     bundle = bundles.prepare(host, container, container_id, f"{group}/{cgroup.PAYLOAD}", extras)
     bundles.write_config(bundle)
     return bundle
 
 
-def _spawn(
-    host: Host, bundle: Bundle, argv: Sequence[str], listen_fds: Sequence[int], container: Container
-) -> Monitor:
+def notify_folder(host: Host, container: Container, container_id: str) -> str:
+    """The folder with the container's notify socket, "" where its payload is not listened to."""
+    if container.service.notify is not Notify.CONTAINER:
+        return ""
+    return os.fspath(host.paths.bundle(container_id) / "notify")
+
+
+def notify_fd_name(name: str) -> str:
+    """What the notify socket is called in the service manager's fd store."""
+    return f"notify-{name}"
+
+
+def _spawn(host: Host, bundle: Bundle, argv: Sequence[str], listen_fds: Sequence[int], container: Container) -> Monitor:
     """Spawn conmon, inside a mount namespace that holds the container's overlay where it has one."""
     env = command.environment(host.conmon_environment, preserved=len(listen_fds))
     stdio = _passthrough(container)
@@ -222,23 +241,17 @@ def _created(message: SyncMessage | None, bundle: Bundle, container: Container) 
         return message.data
     words = read_oci_log(os.fspath(bundle.path / "oci-log")) or (message.message if message else "")
     if not words:
-        raise ConmonFailed(
-            "conmon ended without a word", container=container.name, hint="journalctl -t conmon; dmesg"
-        )
+        raise ConmonFailed("conmon ended without a word", container=container.name, hint="journalctl -t conmon; dmesg")
     raise error_from_text(words, container=container.name)
 
 
-def _identify(
-    bundle: Bundle, container_id: str, unit: str, group: str, runtime: Runtime, payload_pid: int
-) -> Running:
+def _identify(bundle: Bundle, container_id: str, unit: str, group: str, runtime: Runtime, payload_pid: int) -> Running:
     """Turn pids into processes that can be told from later ones."""
     conmon = monitor.read_pid(os.fspath(bundle.path / "conmon.pid"))
     payload = ProcessRef.of(payload_pid)
     pidfd = conmon.open_pidfd() if conmon is not None else None
     if conmon is None or payload is None or pidfd is None:
-        raise ConmonFailed(
-            "conmon or the created process ended before the start", hint=f"journalctl -u {unit}"
-        )
+        raise ConmonFailed("conmon or the created process ended before the start", hint=f"journalctl -u {unit}")
     return Running(
         id=container_id,
         unit=unit,
@@ -285,9 +298,7 @@ def outcome_of(host: Host, running: Running, cause: Cause | None) -> Outcome:
     """How the run ended, after conmon has: its exit file, its oom file; without an exit file conmon was lost."""
     path = host.paths.bundle(running.id)
     found = monitor.read_exit_file(os.fspath(path / "exit"), running.id)
-    oom = monitor.was_oom_killed(os.fspath(path / "persist")) or cgroup.was_oom_killed(
-        running.payload_cgroup
-    )
+    oom = monitor.was_oom_killed(os.fspath(path / "persist")) or cgroup.was_oom_killed(running.payload_cgroup)
     if found is None:
         return Outcome(
             code=UNKNOWN_EXIT_CODE,

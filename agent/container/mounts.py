@@ -72,9 +72,7 @@ def volume(paths: Paths, container: str, name: str, key: str) -> Path:
         folder.parent.mkdir(mode=0o711, exist_ok=True)
         folder.mkdir(mode=0o755, exist_ok=True)
     except OSError as e:
-        raise CleatError(
-            f"cannot create volume {name}", container=container, key=key, why=e.strerror or ""
-        ) from e
+        raise CleatError(f"cannot create volume {name}", container=container, key=key, why=e.strerror or "") from e
     return folder
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from agent.container.outcome import Outcome
 from agent.process import ProcessRef
 from agent.status import State
 
@@ -48,6 +49,23 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     log_path: str = ""
     image: str = ""
     stop_signal: int = 0
+    stored_fds: tuple[str, ...] = ()
+
+    @property
+    def is_at_rest(self) -> bool:
+        return self.state in {State.EXITED, State.FAILED, State.INACTIVE}
+
+    def outcome(self) -> Outcome | None:
+        """How the last run ended, None before the first end."""
+        if self.exit_code is None:
+            return None
+        return Outcome(
+            code=self.exit_code,
+            finished_at=self.finished_at,
+            oom_killed=self.oom_killed,
+            error=self.error,
+            error_code=self.error_code,
+        )
 
 
 _encoder = msgspec.json.Encoder()

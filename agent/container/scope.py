@@ -41,9 +41,7 @@ def slice_path(name: str) -> str:
 
 def expected_cgroup(root: str, container: Container) -> str:
     """The cgroup that the scope will have below the manager's root cgroup."""
-    return f"{root.rstrip('/')}/{slice_path(container.cgroup.slice)}/{scope_name(container.name)}".replace(
-        "//", "/"
-    )
+    return f"{root.rstrip('/')}/{slice_path(container.cgroup.slice)}/{scope_name(container.name)}".replace("//", "/")
 
 
 def _usec(seconds: float) -> int:
@@ -84,9 +82,7 @@ def limit_changes(old: Container, new: Container) -> list[Property]:
     before = {name: (signature, value) for name, signature, value in limits(old)}
     after = {name: (signature, value) for name, signature, value in limits(new)}
     changed: list[Property] = [
-        (name, signature, value)
-        for name, (signature, value) in after.items()
-        if before.get(name) != (signature, value)
+        (name, signature, value) for name, (signature, value) in after.items() if before.get(name) != (signature, value)
     ]
     gone = [(name, signature) for name, (signature, _) in before.items() if name not in after]
     return changed + [(name, signature, _unset(name, signature)) for name, signature in gone]

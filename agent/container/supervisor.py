@@ -21,30 +21,21 @@ from agent import cgroup
 from agent.container import launch, scope
 from agent.container import outcome as outcomes
 from agent.container import record as records
-from agent.container.events import (
-    Event,
-    Exited,
-    HealthChanged,
-    Notified,
-    RuntimeMaxReached,
-    StartTimedOut,
-    StopOverdue,
-    StopRequested,
-    WatchdogExpired,
-)
+from agent.container.events import StopRequested
 from agent.container.host import Host
 from agent.container.launch import Running
+from agent.container.listening import Listening
 from agent.container.outcome import Cause, Outcome
 from agent.container.record import Record
-from agent.definition.model import Definition, Notify, ServiceType
+from agent.container.run import Run
+from agent.definition.model import Definition, ServiceType
 from agent.errors import CleatError, InvalidState, RuntimeFailed
 from agent.oci.runtime import Runtime
 from agent.status import State, Status
 from agent.systemd import journal
+from agent.systemd.notify import send_as
 
 logger = logging.getLogger(__name__)
-
-_KILL_GRACE = 5.0
 
 
 class Supervisor:
@@ -68,14 +59,12 @@ class Supervisor:
         self._starts: list[float] = []
         self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._stop: StopRequested | None = None
+        self.run: Run | None = None
+        self.adopted_watchdog_sec = 0.0
+        self.listening = Listening(definition.container, host.fd_store)
         self._stop_wanted = asyncio.Event()
         self._ready_waiters: list[asyncio.Future[None]] = []
         self._exit_waiters: list[asyncio.Future[int]] = []
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._kill_cause: Cause | None = None
-        self._stop_step = 0
 
     # Asked from outside
 
@@ -125,14 +114,14 @@ class Supervisor:
             self._stop_wanted.set()
         if not self.is_active:
             self._attempt = 0
-            self._stop = None
+            self.listening.disarm()
             self._stop_wanted.clear()
             self.state = State.STARTING
             self._task = asyncio.create_task(self._supervise(None), name=f"container {self.name}")
 
     async def start(self) -> None:
         """Start it and return when it is ready (a oneshot: when it has ended well). Raises the reason when it does not."""
-        if self._stop is not None and self.is_active:
+        if self.is_active and self._stop_wanted.is_set() and self.state is not State.BACKOFF:
             await self.stopped()
         if self.ready and self.is_active:
             return
@@ -145,7 +134,7 @@ class Supervisor:
         """Stop it and return when it is gone and tidied up. It stays stopped until somebody starts it."""
         self.wanted = False
         if not self.is_active:
-            self._save()
+            self.save()
             return
         limit = self._stop_timeout if timeout_sec is None else timeout_sec
         self.request_stop(StopRequested(limit))
@@ -185,7 +174,7 @@ class Supervisor:
                         os.close(fd)
         elif not running.payload.send_signal(signum):
             raise InvalidState("its process has ended already", container=self.name)
-        self._event(journal.Event.KILLED, f"signal {signal.Signals(signum).name} sent to {self.name}")
+        self.event(journal.Event.KILLED, f"signal {signal.Signals(signum).name} sent to {self.name}")
 
     async def pause(self) -> None:
         """Freeze all its processes. Raises InvalidState."""
@@ -193,8 +182,10 @@ class Supervisor:
         if self.state is not State.RUNNING:
             raise InvalidState(f"cannot pause a container that is {self.state}", container=self.name)
         await running.runtime.pause(running.id)
-        self._change(State.PAUSED)
-        self._event(journal.Event.PAUSED, f"{self.name} paused")
+        if self.run is not None:
+            self.run.pause_health(paused=True)
+        self.change(State.PAUSED)
+        self.event(journal.Event.PAUSED, f"{self.name} paused")
 
     async def resume(self) -> None:
         """Let a paused container go on. Raises InvalidState."""
@@ -202,8 +193,10 @@ class Supervisor:
         if self.state is not State.PAUSED:
             raise InvalidState(f"cannot resume a container that is {self.state}", container=self.name)
         await running.runtime.resume(running.id)
-        self._change(State.RUNNING)
-        self._event(journal.Event.RESUMED, f"{self.name} resumed")
+        if self.run is not None:
+            self.run.pause_health(paused=False)
+        self.change(State.RUNNING)
+        self.event(journal.Event.RESUMED, f"{self.name} resumed")
 
     async def reload(self) -> None:
         """Ask the payload to read its configuration again: reload_signal. Raises InvalidState."""
@@ -217,13 +210,13 @@ class Supervisor:
                 hint="set reload_signal or reload_command",
             )
         running.payload.send_signal(signum)
-        self._event(journal.Event.RELOADED, f"{self.name} asked to reload")
+        self.event(journal.Event.RELOADED, f"{self.name} asked to reload")
 
     def fail(self, error: CleatError) -> None:
         """Record that it could not even be tried to start."""
         if not self.is_active:
             self.last = msgspec.structs.replace(_failed_start(error), finished_at=time.time())
-            self._change(State.FAILED)
+            self.change(State.FAILED)
 
     async def set_definition(self, definition: Definition, *, live: bool) -> None:
         """Take a new definition; with `live`, limits are applied to the running scope at once."""
@@ -232,22 +225,18 @@ class Supervisor:
             changed = scope.limit_changes(old.container, definition.container)
             if changed:
                 await self.host.scopes.set_properties(self.running.unit, changed)
-        self._save()
+        self.save()
         self._on_change(self)
 
     def request_stop(self, request: StopRequested) -> None:
         """Ask for a stop without waiting; a later request may only bring the deadline forward."""
-        if request.cause is Cause.STOPPED:
-            self.wanted = False
+        self.wanted = False
+        self.listening.disarm()
         if not self.is_active:
             return
-        self._events.put_nowait(request)
-        if request.cause is Cause.STOPPED:
-            self._stop_wanted.set()
-
-    def post(self, event: Event) -> None:
-        if self.running is not None:
-            self._events.put_nowait(event)
+        if self.run is not None:
+            self.run.post(request)
+        self._stop_wanted.set()
 
     def adopt(self, record: Record, runtime: Runtime | None) -> bool:
         """Take over what a former agent left: running, ended meanwhile (both: True), or at rest.
@@ -258,29 +247,22 @@ class Supervisor:
         self.restarts, self._attempt = record.restarts, record.attempt
         self.started_at, self.last_id = record.started_at, record.id
         self.status_text, self.health = record.status_text, record.health
-        if record.exit_code is not None:
-            self.last = Outcome(
-                code=record.exit_code,
-                finished_at=record.finished_at,
-                oom_killed=record.oom_killed,
-                error=record.error,
-                error_code=record.error_code,
-            )
-        at_rest = {State.EXITED, State.FAILED, State.INACTIVE}
-        running = (
-            launch.reopen(self.host, record, runtime) if runtime and record.state not in at_rest else None
-        )
-        if running is not None and record.state is not State.STARTING:
-            self.state = State.PAUSED if record.state is State.PAUSED else State.RUNNING
-            self.ready = record.ready
-            self.running = running
-            self._task = asyncio.create_task(self._supervise(running), name=f"container {self.name}")
-            return True
-        if running is not None:
-            running.close()
-        if record.state in at_rest:
+        self.adopted_watchdog_sec = record.watchdog_sec
+        self.last = record.outcome()
+        self.listening.take_kept(record.stored_fds)
+        if record.is_at_rest:
             self.state = record.state
-        return False
+            return False
+        if runtime is None or record.state is State.STARTING:
+            return False
+        running = launch.reopen(self.host, record, runtime)
+        if running is None:
+            return False
+        self.state = State.PAUSED if record.state is State.PAUSED else State.RUNNING
+        self.ready = record.ready
+        self.running = running
+        self._task = asyncio.create_task(self._supervise(running), name=f"container {self.name}")
+        return True
 
     async def leave(self) -> None:
         """Let go of the container without touching it: the agent ends."""
@@ -290,39 +272,78 @@ class Supervisor:
                 await self._task
         if self.running is not None:
             self.running.close()
+        self.listening.release()
+
+    # Sockets
+
+    def open_sockets(self) -> None:
+        """Have the definition's sockets listening. Raises DefinitionRejected."""
+        self.listening.open(self.definition.container)
+
+    def listen(self) -> None:
+        """Wait for the first connection to start it; where nothing starts on demand, start now."""
+        self.wanted = True
+        if not self.listening.on_demand:
+            self.begin()
+        elif not self.is_active:
+            self.listening.arm(self._start_on_demand)
+
+    def _start_on_demand(self) -> None:
+        if self.listening.trigger_limit_hit():
+            self.event(journal.Event.SOCKET_TRIGGER_LIMIT, f"{self.name} was started on demand too often, giving up")
+            self.change(State.FAILED)
+            return
+        self.event(journal.Event.SOCKET_TRIGGERED, f"{self.name} starts on demand")
+        self.begin()
 
     # The task
 
     async def _supervise(self, running: Running | None) -> None:
         adopted = running is not None
         while True:
-            try:
-                if running is None:
-                    running = await self._launch()
-                outcome = (
-                    Outcome(code=outcomes.UNKNOWN_EXIT_CODE, cause=Cause.STOPPED)
-                    if running is None
-                    else await self._follow(running, adopted=adopted)
-                )
-            except CleatError as e:
-                outcome = _failed_start(e)
-                self.running = None
-            if running is not None:
-                await self._tidy(running)
+            outcome = await self._run_once(running, adopted=adopted)
             delay = self._settle(outcome)
             running, adopted = None, False
-            if delay is None or await self._is_stopped_within(delay):
+            if delay is None:
+                break
+            if await self._is_stopped_within(delay):
                 return
             self.restarts += 1
+        if self.wanted and self.listening.on_demand:
+            # The task ends first: what starts on demand must find it at rest.
+            asyncio.get_running_loop().call_soon(self.listen)
+
+    async def _run_once(self, running: Running | None, *, adopted: bool) -> Outcome:
+        """Launch (unless it runs already), follow to the end, tidy up."""
+        try:
+            running = running or await self._launch()
+            if running is None:
+                return Outcome(code=outcomes.UNKNOWN_EXIT_CODE, cause=Cause.STOPPED)
+            self.run = Run(self, running)
+            if self._stop_wanted.is_set():
+                self.run.post(StopRequested(self._stop_timeout))
+            try:
+                outcome = await self.run.follow(adopted=adopted)
+            finally:
+                self.run = None
+        except Exception as e:
+            # Whatever it is, one container's failure must end as that container's state.
+            if not isinstance(e, CleatError):
+                logger.exception("%s", self.name)
+            error = e if isinstance(e, CleatError) else CleatError("the agent met a fault of its own", why=repr(e))
+            if running is None:
+                self.running = None
+                return _failed_start(error)
+            outcome = msgspec.structs.replace(_failed_start(error), cause=Cause.LOST)
+        await self._tidy(running)
+        return outcome
 
     async def _launch(self) -> Running | None:
         """Start it; None when a stop came in between (everything is unwound then)."""
         self.last_id = ""
         self.ready, self.status_text, self.health, self.health_output = False, "", "", ""
-        self._drop_events()
         self._starts = [*self._starts[-100:], time.monotonic()]
-        self._change(State.STARTING, save=False)
-        starting = asyncio.create_task(self._launch_in_turn())
+        starting = asyncio.create_task(self._fetch_and_launch())
         stopping = asyncio.create_task(self._stop_wanted.wait())
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -341,9 +362,19 @@ class Supervisor:
         self.started_at = time.time()
         return running
 
-    async def _launch_in_turn(self) -> Running:
+    async def _fetch_and_launch(self) -> Running:
+        """The image first, outside of every start timeout; then the start itself, when it is its turn."""
+        container = self.definition.container
+        if container.image:
+            self.change(State.PULLING, save=False)
+            await self.host.images.ensure(container, self.set_status_text)
+            self.status_text = ""
+        self.change(State.STARTING, save=False)
+        if not self.listening.is_open:
+            self.open_sockets()
+        start = launch.Start(listen_fds=self.listening.fds, listen_fdnames=self.listening.names)
         async with self.host.launch_slots:
-            return await launch.launch(self.host, self.definition, launch.Start(), self._saved_start)
+            return await launch.launch(self.host, self.definition, start, self._saved_start)
 
     def _saved_start(self, running: Running) -> None:
         """Called by the launch when there is something to lose. Raises OSError: what cannot be recorded is not run."""
@@ -351,126 +382,9 @@ class Supervisor:
         self.last_id = running.id
         records.write(self.host.paths.records, self._record())
 
-    async def _follow(self, running: Running, *, adopted: bool) -> Outcome:
-        """Handle events until conmon has ended, and say how it ended."""
-        self.running = running
-        loop = asyncio.get_running_loop()
-        if running.pidfd >= 0:
-            loop.add_reader(running.pidfd, self._conmon_ended, running.pidfd)
-        else:
-            self._events.put_nowait(Exited())
-        self._kill_cause = None
-        self._stop = None
-        try:
-            if adopted:
-                self._resume_duties(running)
-            else:
-                self._begin_duties(running)
-            while True:
-                event = await self._events.get()
-                if isinstance(event, Exited):
-                    break
-                self._handle(event, running)
-        finally:
-            if running.pidfd >= 0:
-                loop.remove_reader(running.pidfd)
-            self._cancel_timers()
-        return launch.outcome_of(self.host, running, self._kill_cause)
-
-    def _conmon_ended(self, pidfd: int) -> None:
-        asyncio.get_running_loop().remove_reader(pidfd)
-        self._events.put_nowait(Exited())
-
-    def _begin_duties(self, running: Running) -> None:
-        """A fresh run: count the time to readiness, or be ready now."""
-        service = self.definition.container.service
-        self._change(State.RUNNING, save=False)
-        self._event(journal.Event.STARTED, f"{self.name} started")
-        self._timer("runtime", service.runtime_max_sec, RuntimeMaxReached())
-        if service.notify in {Notify.CONMON, Notify.IGNORE} and service.type is not ServiceType.ONESHOT:
-            self._set_ready()
-        else:
-            self._timer("start", service.timeout_start_sec, StartTimedOut())
-        self._save()
-
-    def _resume_duties(self, running: Running) -> None:
-        """An adopted run: timers go on from where they were."""
-        service = self.definition.container.service
-        age = time.time() - self.started_at
-        self._timer("runtime", service.runtime_max_sec - age, RuntimeMaxReached())
-        if not self.ready:
-            self._timer("start", max(1.0, service.timeout_start_sec - age), StartTimedOut())
-        self._on_change(self)
-
-    def _handle(self, event: Event, running: Running) -> None:
-        match event:
-            case StopRequested():
-                self._begin_stop(event, running)
-            case StopOverdue():
-                self._escalate(running)
-            case StartTimedOut():
-                limit = self.definition.container.service.timeout_start_sec
-                self._begin_stop(self._own_stop(Cause.TIMEOUT, f"not ready within {limit:g} s"), running)
-            case RuntimeMaxReached():
-                self._begin_stop(self._own_stop(Cause.TIMEOUT, "RuntimeMaxSec= is over"), running)
-            case WatchdogExpired():
-                self._event(journal.Event.WATCHDOG, f"{self.name} missed its watchdog")
-                self._begin_stop(self._own_stop(Cause.WATCHDOG, "watchdog"), running, signal.SIGABRT)
-            case Notified() | HealthChanged():
-                pass
-            case _:
-                raise AssertionError(event)
-
-    # Stopping
-
     @property
     def _stop_timeout(self) -> float:
         return self.definition.container.service.timeout_stop_sec
-
-    def _own_stop(self, cause: Cause, why: str) -> StopRequested:
-        return StopRequested(self._stop_timeout, cause, why)
-
-    def _begin_stop(self, request: StopRequested, running: Running, signum: int = 0) -> None:
-        """First step: the stop signal. A second request while stopping may only shorten the wait."""
-        if self._stop is not None:
-            if request.cause is Cause.STOPPED and self._kill_cause is not Cause.STOPPED:
-                self._kill_cause = Cause.STOPPED
-            self._timer("stop", request.timeout_sec, StopOverdue(), only_earlier=True)
-            return
-        self._stop = request
-        self._kill_cause = request.cause
-        was_paused = self.state is State.PAUSED
-        self._cancel_timers()
-        self._change(State.STOPPING)
-        self._event(
-            journal.Event.STOPPING, f"{self.name} stopping" + (f": {request.why}" if request.why else "")
-        )
-        if request.timeout_sec > 0:
-            running.payload.send_signal(signum or running.stop_signal)
-            if was_paused:
-                launch.thaw(running)
-            self._timer("stop", request.timeout_sec, StopOverdue())
-        else:
-            self._escalate(running)
-
-    def _escalate(self, running: Running) -> None:
-        """Next step: SIGKILL to the first process, then to the whole cgroup, then to conmon too."""
-        step, self._stop_step = self._stop_step, self._stop_step + 1
-        match step:
-            case 0:
-                if self._stop is not None and self._stop.timeout_sec > 0:
-                    limit = self._stop.timeout_sec
-                    self._event(
-                        journal.Event.STOP_SIGNAL_IGNORED,
-                        f"{self.name} did not end within {limit:g} s of its stop signal, sending SIGKILL",
-                    )
-                running.payload.send_signal(signal.SIGKILL)
-            case 1:
-                cgroup.kill(running.payload_cgroup)
-            case _:
-                cgroup.kill(running.cgroup)
-                running.conmon.send_signal(signal.SIGKILL)
-        self._timer("stop", _KILL_GRACE, StopOverdue())
 
     # The end of a run
 
@@ -479,7 +393,7 @@ class Supervisor:
         try:
             await launch.tidy(self.host, running)
         except CleatError as e:
-            self._event(journal.Event.UNCLEAN_LEFTOVER, f"{self.name} left something behind: {e}", error=e)
+            self.event(journal.Event.UNCLEAN_LEFTOVER, f"{self.name} left something behind: {e}", error=e)
         running.close()
         self.running = None
 
@@ -490,10 +404,10 @@ class Supervisor:
         outcome = outcome if outcome.finished_at else msgspec.structs.replace(outcome, finished_at=now)
         launched = outcome.cause is not Cause.START_FAILED and self.last_id != ""
         self.last = outcome
-        self.ready, self._stop, self._stop_step = False, None, 0
+        self.ready = False
         if outcome.cause is Cause.STOPPED or not self.wanted:
-            self._change(State.INACTIVE)
-            self._event(journal.Event.STOPPED, f"{self.name} stopped", exit_code=outcome.code)
+            self.change(State.INACTIVE)
+            self.event(journal.Event.STOPPED, f"{self.name} stopped", exit_code=outcome.code)
             self._answer(outcome, InvalidState("was stopped", container=self.name))
             return None
         clean = outcome.is_clean(service)
@@ -505,14 +419,12 @@ class Supervisor:
         limited = restart and outcomes.start_limit_hit(service, self._starts, time.monotonic())
         if restart and not limited:
             self._attempt += 1
-            self._change(State.BACKOFF)
-            self._event(
-                journal.Event.BACKOFF, f"{self.name} restarts in {delay:.3g} s", delay=delay
-            )
+            self.change(State.BACKOFF)
+            self.event(journal.Event.BACKOFF, f"{self.name} restarts in {delay:.3g} s", delay=delay)
         else:
-            self._change(State.EXITED if clean and not limited else State.FAILED)
+            self.change(State.EXITED if clean and not limited else State.FAILED)
             if limited:
-                self._event(journal.Event.START_LIMIT, f"{self.name} started too often, giving up")
+                self.event(journal.Event.START_LIMIT, f"{self.name} started too often, giving up")
         finished_well = clean and service.type is ServiceType.ONESHOT
         self._answer(outcome, None if finished_well else self._end_error(outcome))
         return delay if restart and not limited else None
@@ -526,11 +438,11 @@ class Supervisor:
         elif outcome.cause is Cause.LOST:
             kind = journal.Event.LOST
         text = f"{self.name} {'could not be started: ' if not launched else ''}{outcome.describe()}"
-        self._event(kind, text, exit_code=outcome.code, outcome=outcome)
+        self.event(kind, text, exit_code=outcome.code, outcome=outcome)
 
     def _end_error(self, outcome: Outcome) -> CleatError:
         if outcome.error:
-            error = RuntimeFailed(outcome.error)
+            error = RuntimeFailed(outcome.error, container=self.name)
         else:
             error = RuntimeFailed(
                 f"{outcome.describe()} before it was ready",
@@ -562,22 +474,34 @@ class Supervisor:
                 self._stop_wanted.clear()
         if self.wanted:
             return False
-        self._change(State.INACTIVE)
+        self.change(State.INACTIVE)
         return True
 
     # Small things
 
-    def _set_ready(self) -> None:
+    def set_ready(self) -> None:
         if self.ready:
             return
         self.ready = True
-        self._cancel_timer("start")
-        self._event(journal.Event.READY, f"{self.name} ready")
+        self.event(journal.Event.READY, f"{self.name} ready")
         for waiter in self._ready_waiters:
             if not waiter.done():
                 waiter.set_result(None)
         self._ready_waiters.clear()
         self._on_change(self)
+
+    def set_status_text(self, text: str) -> None:
+        self.status_text = text
+        self._on_change(self)
+
+    def set_health(self, health: str, output: str) -> None:
+        self.health, self.health_output = health, output
+        self._on_change(self)
+
+    def tell_handle(self, *assignments: str) -> None:
+        """Pass a message of the payload on to its cleat@NAME.service."""
+        if self.running is not None:
+            send_as(self.running.conmon.pid, "\n".join(assignments))
 
     def _need_running(self, verb: str) -> Running:
         if self.running is None or self.state is State.STARTING:
@@ -586,13 +510,13 @@ class Supervisor:
             )
         return self.running
 
-    def _change(self, state: State, *, save: bool = True) -> None:
+    def change(self, state: State, *, save: bool = True) -> None:
         self.state = state
         if save:
-            self._save()
+            self.save()
         self._on_change(self)
 
-    def _save(self) -> None:
+    def save(self) -> None:
         try:
             records.write(self.host.paths.records, self._record())
         except OSError as e:
@@ -622,48 +546,26 @@ class Supervisor:
             attempt=self._attempt,
             status_text=self.status_text,
             health=self.health,
+            watchdog_sec=self.run.watchdog_sec if self.run else 0.0,
+            stored_fds=self.listening.kept_names,
             error=last.error if last else "",
             error_code=last.error_code if last else "",
             log_path=running.log_path if running else "",
             stop_signal=running.stop_signal if running else 0,
         )
 
-    def _timer(self, name: str, delay: float, event: Event, *, only_earlier: bool = False) -> None:
-        """Post `event` after `delay` seconds; infinite delays set nothing."""
-        loop = asyncio.get_running_loop()
-        if delay > 10**9:
-            return
-        when = loop.time() + max(0.0, delay)
-        old = self._timers.get(name)
-        if only_earlier and old is not None and not old.cancelled() and old.when() <= when:
-            return
-        self._cancel_timer(name)
-        self._timers[name] = loop.call_at(when, self._events.put_nowait, event)
-
-    def _cancel_timer(self, name: str) -> None:
-        handle = self._timers.pop(name, None)
-        if handle is not None:
-            handle.cancel()
-
-    def _cancel_timers(self) -> None:
-        for handle in self._timers.values():
-            handle.cancel()
-        self._timers.clear()
-
-    def _drop_events(self) -> None:
-        while not self._events.empty():
-            self._events.get_nowait()
-
-    def _event(
+    def event(
         self,
         event: journal.Event,
         message: str,
         *,
+        priority: journal.Priority | None = None,
         exit_code: int | None = None,
         error: CleatError | None = None,
         outcome: Outcome | None = None,
         delay: float | None = None,
     ) -> None:
+        """One journal entry about this container."""
         fields: dict[str, str | int | float] = {}
         if outcome is not None and outcome.error_code:
             fields["CODE"] = outcome.error_code
@@ -675,11 +577,12 @@ class Supervisor:
             container=self.name,
             container_id=self.running.id if self.running else self.last_id,
             unit=self.unit,
+            priority=priority,
             exit_code=exit_code,
             error=error,
-            **fields,  # type: ignore[arg-type]
+            **fields,
         )
 
 
 def _failed_start(error: CleatError) -> Outcome:
-    return Outcome(code=error.exit_code, cause=Cause.START_FAILED, error=str(error), error_code=error.code)
+    return Outcome(code=error.exit_code, cause=Cause.START_FAILED, error=error.detail, error_code=error.code)

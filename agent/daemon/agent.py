@@ -147,6 +147,11 @@ class Agent:
             parts.append(f"{len(rejected)} rejected: {', '.join(sorted(rejected)[:5])}")
         return ", ".join(parts)
 
+    @property
+    def is_launching(self) -> bool:
+        """Whether a container is on its way up right now (not: waiting to be ready)."""
+        return any(supervisor.state is State.STARTING for supervisor in self.supervisors.values())
+
     # Reconciling
 
     def plan(self) -> tuple[Action, ...]:
@@ -169,7 +174,12 @@ class Agent:
             return actions
 
     async def start(self, name: str) -> None:
-        await self.supervisor(name).start()
+        """Start a container for a plan: those that start on demand only begin to listen."""
+        supervisor = self.supervisor(name)
+        if supervisor.listening.on_demand and not supervisor.is_active:
+            supervisor.listen()
+        else:
+            await supervisor.start()
 
     async def stop(self, name: str) -> None:
         await self.supervisor(name).stop()
@@ -178,6 +188,7 @@ class Agent:
         """Stop a container whose definition is gone, and forget it."""
         supervisor = self.supervisors[name]
         await supervisor.stop()
+        supervisor.listening.close()
         records.remove(self.host.paths.records, name)
         del self.supervisors[name]
         for removed in self.on_removed:
@@ -188,9 +199,16 @@ class Agent:
         definition = self.loaded.definitions[name]
         supervisor = self.supervisors.get(name)
         if supervisor is None:
-            self._create(definition)
+            supervisor = self._create(definition)
         else:
             await supervisor.set_definition(definition, live=live)
+        if not live and definition.container.autostart:
+            try:
+                supervisor.open_sockets()
+            except CleatError as e:
+                supervisor.fail(e)
+                journal.send(journal.Event.SOCKET_FAILED, "", container=name, error=e)
+                raise
 
     def container(self, name: str) -> Container | None:
         supervisor = self.supervisors.get(name)
@@ -291,9 +309,12 @@ class Agent:
         await self.watch_stops()
         for record in found:
             supervisor = self.supervisors.get(record.name)
-            at_rest = record.state in {State.EXITED, State.FAILED, State.INACTIVE}
-            if supervisor is not None and supervisor.wanted and not supervisor.is_active and not at_rest:
+            if supervisor is None or not supervisor.wanted or supervisor.is_active:
+                continue
+            if not record.is_at_rest:
                 supervisor.begin()
+            elif supervisor.listening.on_demand:
+                supervisor.listen()
         return len(keep)
 
     async def _runtimes_of(self, found: Iterable[Record]) -> dict[str, Runtime]:
@@ -302,20 +323,20 @@ class Agent:
             try:
                 runtimes[name], _ = await self.host.runtime(name)
             except CleatError as e:
-                journal.send(
-                    journal.Event.FEATURE_MISSING, "containers of this runtime cannot be taken over", error=e
-                )
+                journal.send(journal.Event.FEATURE_MISSING, "containers of this runtime cannot be taken over", error=e)
         return runtimes
 
     def _adopt_one(self, record: Record, runtime: Runtime | None) -> bool:
         try:
             definition = from_raw(record.raw, record.name, record.source)
         except CleatError as e:
-            journal.send(
-                journal.Event.UNCLEAN_LEFTOVER, "its record cannot be read", container=record.name, error=e
-            )
+            journal.send(journal.Event.UNCLEAN_LEFTOVER, "its record cannot be read", container=record.name, error=e)
             return False
         supervisor = self._create(msgspec.structs.replace(definition, digest=record.digest))
+        try:
+            supervisor.open_sockets()
+        except CleatError as e:
+            journal.send(journal.Event.SOCKET_FAILED, "", container=record.name, error=e)
         return supervisor.adopt(record, runtime)
 
     async def watch_stops(self) -> None:
@@ -340,9 +361,7 @@ class Agent:
             try:
                 await launch.clear(self.host, container_id, record, self.host.known_runtimes)
             except CleatError as e:
-                journal.send(
-                    journal.Event.UNCLEAN_LEFTOVER, "", container=record.name if record else "", error=e
-                )
+                journal.send(journal.Event.UNCLEAN_LEFTOVER, "", container=record.name if record else "", error=e)
         await self._clear_overlays(keep)
 
     async def _clear_overlays(self, keep: set[str]) -> None:
@@ -352,9 +371,7 @@ class Agent:
 
     async def leave(self) -> None:
         """Let go of everything; containers stay, but for those that shall end with the agent."""
-        ending = [
-            s for s in self.supervisors.values() if s.definition.container.stop_on_agent_exit and s.is_active
-        ]
+        ending = [s for s in self.supervisors.values() if s.definition.container.stop_on_agent_exit and s.is_active]
         async with asyncio.TaskGroup() as group:
             for supervisor in ending:
                 group.create_task(supervisor.stop())

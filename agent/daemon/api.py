@@ -61,9 +61,7 @@ def manager_methods(do: Operations) -> tuple[Method, ...]:
             "Start a container and what it needs; returns when it is ready.",
             do.start,
         ),
-        Method(
-            "Stop", _TIMED, (), manage, "Stop a container; UINT64_MAX stands for its own timeout.", do.stop
-        ),
+        Method("Stop", _TIMED, (), manage, "Stop a container; UINT64_MAX stands for its own timeout.", do.stop),
         Method("Restart", _NAME, (), manage, "Stop, then start.", do.restart),
         Method(
             "Reload",
@@ -83,9 +81,7 @@ def manager_methods(do: Operations) -> tuple[Method, ...]:
             "Send a signal to the first process, or to all.",
             do.kill,
         ),
-        Method(
-            "Wait", _NAME, (("exit_code", "i"),), read, "Wait for the end; returns the exit code.", do.wait
-        ),
+        Method("Wait", _NAME, (("exit_code", "i"),), read, "Wait for the end; returns the exit code.", do.wait),
         Method(
             "Inspect",
             (("name", "s"), ("spec", "b")),
@@ -135,9 +131,7 @@ def manager_methods(do: Operations) -> tuple[Method, ...]:
             "Prepare a command in a container; it waits for ExecStart.",
             do.exec_create,
         ),
-        Method(
-            "ExecStart", (("session", "s"),), (), run, "Let the command of a session begin.", do.exec_start
-        ),
+        Method("ExecStart", (("session", "s"),), (), run, "Let the command of a session begin.", do.exec_start),
         Method(
             "ExecWait",
             (("session", "s"),),
@@ -197,9 +191,7 @@ def _prop(name: str, signature: str, text: str, field: str = "") -> Property:
 PROPERTIES: tuple[Property, ...] = (
     _prop("Name", "s", "The container's name."),
     _prop("Id", "s", "The 64 hexadecimal digits of the run of the moment, or of the last one."),
-    _prop(
-        "State", "s", "inactive, pulling, starting, running, paused, stopping, backoff, exited or failed."
-    ),
+    _prop("State", "s", "inactive, pulling, starting, running, paused, stopping, backoff, exited or failed."),
     _prop("Ready", "b", "True from readiness to the end."),
     _prop("Pid", "u", "The first process, 0 when there is none."),
     _prop("ConmonPid", "u", "conmon's pid, 0 when there is none."),
@@ -284,9 +276,7 @@ class Api:
             reply = Message.new_error(message, e.dbus_name(), str(e))
         except Exception:
             logger.exception("%s.%s", message.interface, message.member)
-            reply = Message.new_error(
-                message, _FAILED, "the agent met a fault of its own: journalctl -u cleat"
-            )
+            reply = Message.new_error(message, _FAILED, "the agent met a fault of its own: journalctl -u cleat")
         if not message.flags & 1:
             self._bus.send(reply)
 
@@ -334,9 +324,7 @@ class Api:
             )
         values = property_values(self._supervisor(path).status())
         if message.member == "GetAll" and message.signature == "s":
-            return Message.new_method_return(
-                message, "a{sv}", [values if message.body[0] in {CONTAINER, ""} else {}]
-            )
+            return Message.new_method_return(message, "a{sv}", [values if message.body[0] in {CONTAINER, ""} else {}])
         if message.member == "Get" and message.signature == "ss" and message.body[1] in values:
             return Message.new_method_return(message, "v", [values[message.body[1]]])
         if message.member == "Set":
@@ -353,9 +341,7 @@ class Api:
             manager = bus_object.interface_xml(MANAGER, tuple(self._manager.values()))
             return bus_object.node_xml([manager], ["container"], is_manager=True)
         if path == CONTAINERS.rstrip("/"):
-            return bus_object.node_xml(
-                children=[encode_path(name) for name in sorted(self._agent.supervisors)]
-            )
+            return bus_object.node_xml(children=[encode_path(name) for name in sorted(self._agent.supervisors)])
         if path.startswith(CONTAINERS):
             self._supervisor(path)
             return bus_object.node_xml(
@@ -397,14 +383,10 @@ class Api:
                     {CONTAINER: values},
                 )
             changed = {
-                key: value
-                for key, value in values.items()
-                if before is None or before[key].value != value.value
+                key: value for key, value in values.items() if before is None or before[key].value != value.value
             }
             if changed:
-                self._signal(
-                    path, bus_object.PROPERTIES, "PropertiesChanged", "sa{sv}as", CONTAINER, changed, []
-                )
+                self._signal(path, bus_object.PROPERTIES, "PropertiesChanged", "sa{sv}as", CONTAINER, changed, [])
         self._changed.clear()
 
     def _note_removal(self, name: str) -> None:

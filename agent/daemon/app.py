@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from agent import paths as all_paths
 from agent.container.host import Host
+from agent.container.listening import is_ours
 from agent.container.scope import CONTAINERS_TARGET
 from agent.container.supervisor import Supervisor
 from agent.daemon.agent import Agent
@@ -24,7 +25,9 @@ from agent.definition.load import Loader
 from agent.errors import CleatError
 from agent.systemd import journal
 from agent.systemd.bus import Bus
+from agent.systemd.fd_store import FdStore
 from agent.systemd.notify import AgentNotify
+from agent.systemd.passed_fds import take_listen_fds
 from agent.systemd.scopes import Scopes
 
 logger = logging.getLogger(__name__)
@@ -44,7 +47,8 @@ class App:
         self.notify = AgentNotify()
         self.bus = Bus(user=is_user)
         self.scopes = Scopes(self.bus, on_stop_requested=self._stop_requested)
-        self.host = Host(self.paths, self.config, self.scopes)
+        self.fd_store = FdStore(self.notify, take_listen_fds())
+        self.host = Host(self.paths, self.config, self.scopes, self.fd_store)
         self.agent = Agent(self.host, Loader(self.paths, self.config))
         self.handles = Handles(self.bus, self.agent)
         self.operations = Operations(self.agent, self.handles)
@@ -53,6 +57,7 @@ class App:
         self._ended = asyncio.Event()
         self._status_due = False
         self._last_status = ""
+        self._launches_done = asyncio.Event()
         self._reload_tasks: set[asyncio.Task[None]] = set()
         self.bus.on_lost.append(self._bus_lost)
         self.bus.on_back.append(self._bus_back)
@@ -75,12 +80,9 @@ class App:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.bus.run()), group.create_task(self._watchdog())]
             first = group.create_task(self._reconcile())
-            await asyncio.wait(
-                {first, group.create_task(self._ended.wait())},
-                timeout=_FIRST_RECONCILE_SEC,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await self._launched(first)
             self.notify.ready(self._summary())
+            self.fd_store.close_rest(is_ours)
             await self._start_target()
             await self._ended.wait()
             self.notify.stopping("leaving the containers as they are")
@@ -130,6 +132,13 @@ class App:
         self._reload_tasks.add(task)
         task.add_done_callback(self._reload_tasks.discard)
 
+    async def _launched(self, first: asyncio.Task[None]) -> None:
+        """Wait until the first plan is carried out so far that nothing is being launched: readiness may take long."""
+        waits = {asyncio.create_task(event.wait()) for event in (self._launches_done, self._ended)}
+        await asyncio.wait({first, *waits}, timeout=_FIRST_RECONCILE_SEC, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
     async def _reconcile(self, *, announce: bool = False) -> None:
         try:
             actions = await self.agent.reconcile()
@@ -154,6 +163,8 @@ class App:
 
     def _status_changed(self, supervisor: Supervisor) -> None:
         self.handles.changed(supervisor)
+        if not self._launches_done.is_set() and not self.agent.is_launching:
+            self._launches_done.set()
         if not self._status_due:
             self._status_due = True
             asyncio.get_running_loop().call_later(0.1, self._tell_status)
@@ -165,9 +176,7 @@ class App:
             self.notify.status(self._last_status)
 
     def _bus_lost(self) -> None:
-        journal.send(
-            journal.Event.BUS_LOST, "the D-Bus broker went away; containers run on, commands wait for it"
-        )
+        journal.send(journal.Event.BUS_LOST, "the D-Bus broker went away; containers run on, commands wait for it")
 
     async def _bus_back(self) -> None:
         await self.scopes.subscribe()

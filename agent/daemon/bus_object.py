@@ -123,9 +123,7 @@ _DOCTYPE = (
 )
 
 
-def node_xml(
-    interfaces: Sequence[str] = (), children: Sequence[str] = (), *, is_manager: bool = False
-) -> str:
+def node_xml(interfaces: Sequence[str] = (), children: Sequence[str] = (), *, is_manager: bool = False) -> str:
     """The answer to Introspect of one object."""
     body = (_STANDARD if interfaces else "") + (_MANAGER if is_manager else "") + "".join(interfaces)
     body += "".join(f"  <node name={quoteattr(child)}/>\n" for child in children)

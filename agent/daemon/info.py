@@ -21,9 +21,7 @@ async def gather(agent: Agent) -> dict[str, Any]:
         "containers": len(agent.supervisors),
         "summary": agent.summary(),
         "conmon": await _conmon(agent),
-        "runtimes": {
-            name: await _runtime(agent, name) for name in sorted({"crun", "runc", *host.config.runtimes})
-        },
+        "runtimes": {name: await _runtime(agent, name) for name in sorted({"crun", "runc", *host.config.runtimes})},
         "cgroup_controllers": sorted(cgroup.available_controllers()),
         "kernel": platform.release(),
         "paths": {"config": os.fspath(host.paths.config), "runtime": os.fspath(host.paths.runtime)},

@@ -51,9 +51,7 @@ class Operations:
 
     async def kill(self, caller: str, name: str, signum: int, everyone: bool) -> None:  # noqa: FBT001 a bus argument
         if signum not in signal.valid_signals():
-            raise InvalidArgument(
-                f"no signal has the number {signum}", container=name, hint="kill -l lists them"
-            )
+            raise InvalidArgument(f"no signal has the number {signum}", container=name, hint="kill -l lists them")
         self.agent.supervisor(name).kill(signum, everyone=everyone)
 
     async def wait(self, caller: str, name: str) -> int:
@@ -92,8 +90,7 @@ class Operations:
         return json.dumps(
             {
                 "actions": [
-                    {"action": a.verb.value, "name": a.name, "reason": a.reason, "keys": list(a.keys)}
-                    for a in actions
+                    {"action": a.verb.value, "name": a.name, "reason": a.reason, "keys": list(a.keys)} for a in actions
                 ],
                 "diagnostics": msgspec.to_builtins(self.agent.loaded.diagnostics),
             }

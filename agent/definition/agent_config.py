@@ -87,23 +87,36 @@ class AgentConfig(Table, frozen=True, kw_only=True):
     metrics: Metrics = Metrics()
 
 
+# systemd.service(5): a job that ended well would start again for ever.
+_NOT_FOR_ONESHOT = {Restart.ALWAYS, Restart.ON_SUCCESS}
+
 VOCABULARY = keys.Vocabulary(AgentConfig, {})
 
 
-def definition_defaults(config: AgentConfig) -> dict[str, Any]:
-    """The table that lies below every definition: only what differs from the definition's own defaults."""
+def with_defaults(raw: Mapping[str, Any], config: AgentConfig) -> dict[str, Any]:
+    """A definition's table with the settings' defaults below it; only where they differ from the built-in ones."""
     plain = AgentConfig()
-    found: dict[str, Any] = {}
-    if config.default_slice != plain.default_slice:
-        found["cgroup"] = {"slice": config.default_slice}
-    if config.default_runtime != plain.default_runtime:
-        found["runtime"] = {"name": config.default_runtime}
     service = {
         name: _as_toml(value)
         for name in ServiceDefaults.__struct_fields__
         if (value := getattr(config.defaults.service, name)) is not None
     }
-    return found | ({"service": service} if service else {})
+    own = _table(raw, "service")
+    if own.get("type") == "oneshot" and service.get("restart") in _NOT_FOR_ONESHOT:
+        del service["restart"]
+    below: dict[str, Any] = {"service": service} if service else {}
+    if config.default_slice != plain.default_slice:
+        below["cgroup"] = {"slice": config.default_slice}
+    if config.default_runtime != plain.default_runtime:
+        below["runtime"] = {"name": config.default_runtime}
+    if config.log_size_max and _table(raw, "log").get("driver") == "k8s-file":
+        below["log"] = {"size_max": config.log_size_max}
+    return merge.merge(below, raw) if below else dict(raw)
+
+
+def _table(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = raw.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _as_toml(value: Any) -> Any:

@@ -91,6 +91,7 @@ KINDS: dict[str, Kind] = {
     ),
     "host_path": Kind(_TEXT, "an absolute path", words.path, _ABSOLUTE),
     "container_path": Kind(_TEXT, "an absolute path inside the container", words.path, _ABSOLUTE),
+    "unmasked_path": Kind(_TEXT, 'an absolute path inside the container, or "ALL"', words.unmasked_path),
     "environment_file": Kind(_TEXT, "the path of a file", words.environment_file),
     "name": Kind(_TEXT, "the name of a container", values.check_name),
     "hostname": Kind(_TEXT, "a host name", words.hostname),

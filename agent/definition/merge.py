@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from agent.definition.model import Diagnostic
 from agent.definition.parse import KeyPath, Problem, show_path
-from agent.definition.position import Position, locate
+from agent.definition.position import Position, Positions
 from agent.definition.toml import SyntaxFault
 
 
@@ -52,8 +52,9 @@ def has(raw: Mapping[str, Any], path: KeyPath) -> bool:
 
 def origin(sources: Sequence[Source], path: KeyPath) -> Source | None:
     """The source that has the last word on a key: the last that sets it, else the last that sets its table."""
+    last_first = tuple(sources)[::-1]
     for length in range(len(path), 0, -1):
-        for source in reversed(sources):
+        for source in last_first:
             if has(source.raw, path[:length]):
                 return source
     return None
@@ -61,14 +62,21 @@ def origin(sources: Sequence[Source], path: KeyPath) -> Source | None:
 
 def diagnose(problems: Iterable[Problem], sources: Sequence[Source], container: str = "") -> list[Diagnostic]:
     """Problems as diagnostics, in the order of files and lines."""
-    found = [_diagnostic(problem, sources, container) for problem in problems]
+    scans: dict[str, Positions] = {}
+    found = [_diagnostic(problem, sources, container, scans) for problem in problems]
     order = {source.file: i for i, source in enumerate(sources)}
     return sorted(found, key=lambda d: (order.get(d.file, -1), d.line, d.column))
 
 
-def _diagnostic(problem: Problem, sources: Sequence[Source], container: str) -> Diagnostic:
+def _diagnostic(
+    problem: Problem, sources: Sequence[Source], container: str, scans: dict[str, Positions]
+) -> Diagnostic:
     source = origin(sources, problem.path) or (sources[0] if sources else None)
-    position = locate(source.text, problem.path) if source else Position()
+    position = Position()
+    if source is not None:
+        if source.file not in scans:
+            scans[source.file] = Positions(source.text)
+        position = scans[source.file].find(problem.path)
     return Diagnostic(
         file=source.file if source else "",
         line=position.line,

@@ -202,7 +202,7 @@ class Security(Table, frozen=True, kw_only=True):
     uts: NamespaceMode = "private"
     devices: tuple[Annotated[str, kind("device")], ...] = ()
     masked_paths: tuple[ContainerPath, ...] = ()
-    unmasked_paths: tuple[ContainerPath, ...] = ()
+    unmasked_paths: tuple[Annotated[str, kind("unmasked_path")], ...] = ()
     read_only_paths: tuple[ContainerPath, ...] = ()
     sysctls: Annotated[dict[str, str], kind("sysctls")] = {}
     umask: Mode = 0o022
@@ -393,4 +393,5 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def rejected(self) -> frozenset[str]:
         """Names whose files were refused; what runs under them stays as it is."""
-        return frozenset(d.container for d in self.diagnostics if d.container and not d.warning)
+        named = frozenset(d.container for d in self.diagnostics if d.container and not d.warning)
+        return named - self.definitions.keys()

@@ -98,7 +98,12 @@ class Specifiers:
         return fact()
 
     def expand_all(self, value: Any, path: tuple[str | int, ...], problems: list[tuple[Any, InvalidValue]]) -> Any:
-        """A table with all its strings expanded, keys as they are. What is wrong is added to `problems`."""
+        """A table with all its strings expanded, keys as they are. What is wrong is added to `problems`.
+
+        Left alone is [resources], where a percent sign is one, as in systemd.
+        """
+        if path == ("resources",):
+            return value
         match value:
             case str() if "%" in value:
                 try:

@@ -94,6 +94,10 @@ def path(value: str) -> str:
     return "/" + "/".join(parts)
 
 
+def unmasked_path(value: str) -> str:
+    return value if value == "ALL" else path(value)
+
+
 def environment_file(value: str) -> str:
     """A path, absolute or relative to the defining file; "-" in front when it may be missing."""
     line(value)

@@ -52,8 +52,12 @@ _TABLE = (
         InvalidState,
         hint="it is not running",
     ),
-    _Row(r"container not running|process already finished|no such process", InvalidState, hint="it has ended"),
-    _Row(r"cannot (pause|resume) a container|container not paused|container is not paused", InvalidState),
+    _Row(
+        r"container (`[^`]*` is )?not running|container that has stopped|process already finished|no such process",
+        InvalidState,
+        hint="it has ended",
+    ),
+    _Row(r"cannot (pause|resume) a container|container (is )?not paused", InvalidState),
     _Row(
         r"missing dynamic library",
         CommandNotFound,
@@ -79,7 +83,7 @@ _TABLE = (
         "it must be a file that the container's user may execute",
     ),
     _Row(
-        r"chdir|set in config\.json failed|cwd",
+        r"chdir to|\bcwd\b",
         None,
         "working_directory",
         "the folder must exist in the container, and its user be allowed to enter it",

@@ -90,7 +90,7 @@ def merge(container: Container, image: ImageConfig | None) -> Process:
         args=args,
         env={**image.env, **container.environment},
         user=container.user or image.user,
-        working_directory=container.working_directory or _absolute(image.working_dir),
+        working_directory=_absolute(container.working_directory or image.working_dir),
     )
 
 
@@ -175,7 +175,7 @@ def _seconds(value: Mapping[str, object], key: str) -> float:
 
 
 def _signal_number(name: str) -> int:
-    text = name.upper().removeprefix("SIG")
+    text = name.upper().removeprefix("SIG") if name.isascii() else ""
     base, plus, offset = text.partition("+")
     if base.isdecimal() and not plus:
         number = int(base) if len(base) < 4 else 0

@@ -89,7 +89,7 @@ def _kernel(container: Container, inputs: SpecInputs) -> Iterable[Mount]:
     yield _mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k", dev_access)
     yield _devpts(inputs)
     yield from _ipc(container, inputs, nested=nested)
-    yield from _sys(container, inputs, nested=nested)
+    yield from _sys(container, inputs)
 
 
 def _devpts(inputs: SpecInputs) -> Mount:
@@ -117,11 +117,15 @@ def _ipc(container: Container, inputs: SpecInputs, *, nested: bool) -> Iterable[
         yield _mount("/dev/shm", "tmpfs", *options, source="shm")
 
 
-def _sys(container: Container, inputs: SpecInputs, *, nested: bool) -> Iterable[Mount]:
+def shares_sysfs(container: Container, inputs: SpecInputs) -> bool:
+    """Whether /sys must be the host's: a user namespace can mount sysfs only if it owns the network namespace."""
+    nested = inputs.rootless or inputs.has_user_namespace
+    return nested and not _owns_network(container, inputs)
+
+
+def _sys(container: Container, inputs: SpecInputs) -> Iterable[Mount]:
     access = "rw" if container.security.privileged else "ro"
-    # sysfs belongs to the network namespace's owner: a user namespace that does not own it cannot mount a
-    # new one.
-    if nested and not _owns_network(container, inputs):
+    if shares_sysfs(container, inputs):
         yield _mount("/sys", "bind", "rbind", "rprivate", *_QUIET, access, source="/sys")
     else:
         yield _mount("/sys", "sysfs", "rprivate", *_QUIET, access)
@@ -140,8 +144,7 @@ def _scratch(container: Container) -> Iterable[Mount]:
     """Writable temporary folders of a read-only container: podman-run(1), --read-only-tmpfs."""
     if container.security.read_only and container.security.read_only_tmpfs:
         for path in ("/run", "/tmp", "/var/tmp"):
-            extra = () if path == "/run" else ("noexec",)
-            yield _mount(path, "tmpfs", "rw", "rprivate", "nosuid", "nodev", "tmpcopyup", *extra)
+            yield _mount(path, "tmpfs", "rw", "rprivate", "nosuid", "nodev", "tmpcopyup")
 
 
 def _ours(inputs: SpecInputs) -> Iterable[Mount]:

@@ -69,7 +69,7 @@ def hostname(container: Container, inputs: SpecInputs) -> str:
 def environment(container: Container, inputs: SpecInputs, wanted: Mapping[str, str]) -> dict[str, str]:
     """Defaults, what image and definition ask for, and on top what the agent promises to the payload."""
     defaults = {"PATH": _PATH, "container": "cleat"}
-    if container.security.uts != "host" or inputs.hostname:
+    if container.security.uts != "host" or inputs.uts_namespace:
         defaults["HOSTNAME"] = hostname(container, inputs)
     if container.terminal:
         defaults["TERM"] = "xterm"
@@ -98,6 +98,17 @@ def agent_environment(name: str, inputs: SpecInputs) -> dict[str, str]:
     if inputs.credentials_dir:
         promised["CREDENTIALS_DIRECTORY"] = mounts.CREDENTIALS_FOLDER
     return promised
+
+
+def needs_pid_namespace(container: Container) -> InvalidArgument:
+    """The error of [[socket]] with a pid namespace that is not the container's own."""
+    return InvalidArgument(
+        "sockets cannot be passed to a container without a pid namespace of its own",
+        container=container.name,
+        key="security.pid",
+        why="LISTEN_PID must be the payload's pid (sd_listen_fds(3)): known beforehand only if it is 1",
+        hint="remove pid or the [[socket]] tables",
+    )
 
 
 def env_list(variables: Mapping[str, str]) -> list[str]:

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The runtime spec of a container (OCI runtime-spec 1.0.2, config.md, config-linux.md): values to a value.
 
-`build` is for images and root filesystems, `from_bundle` for bundles that come with a config.json of their
-own. Each step makes one part of the object; defaults are podman's or stricter. Nothing is shared between two
-results.
+Each step makes one part of the object; defaults are podman's or stricter. Nothing is shared between two results.
 """
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -17,6 +15,8 @@ import msgspec
 from agent.definition.model import CgroupMode, Container
 from agent.errors import InvalidArgument
 from agent.oci import mounts, process, sysctls
+from agent.oci.annotations import dropped_annotations, kept_annotations
+from agent.oci.bundle import from_bundle
 from agent.oci.inputs import Device, Identity, IdMapping, SpecInputs
 from agent.oci.process import ExecOptions, process_for_exec
 
@@ -28,14 +28,6 @@ __all__ = [
 Json = dict[str, Any]
 
 VERSION = "1.0.2"
-
-# Engines' and runtimes' knobs: systemd unit properties, hooks and handlers, checkpoint settings, virtual
-# machines. Whoever can set them sets up the host, not the container (CVE-2024-3154).
-_ACTED_ON = (
-    "org.systemd.", "run.oci.", "io.podman.", "io.crun.", "io.container.", "io.containers.",
-    "io.kubernetes.", "org.criu.", "module.wasm.", "krun.", "io.katacontainers.", "dev.gvisor.",
-    "com.github.containers.",
-)  # fmt: skip
 
 _MASKED = (
     "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
@@ -70,54 +62,9 @@ def build(container: Container, inputs: SpecInputs) -> Json:
     return copied
 
 
-def dropped_annotations(annotations: Iterable[str]) -> tuple[str, ...]:
-    """Names of annotations that no container of ours may carry."""
-    return tuple(sorted(name for name in annotations if name.startswith(_ACTED_ON)))
-
-
-def from_bundle(config: Json, container: Container, inputs: SpecInputs) -> Json:
-    """The bundle's own config.json, made ours: cgroup, root, sockets, notify socket, credentials.
-
-    `config` is left as it is. Annotations are filtered as in `build`. Hooks are kept, and run as root on the
-    host: who may write the bundle may do as much as who may write the definition, so the loader must have
-    checked that root owns it. Bind sources relative to the bundle are made absolute, since config.json
-    moves. The bundle decides about a terminal; read it from the result. Raises InvalidArgument when
-    config.json is not of the expected form.
-    """
-    spec: Json = msgspec.to_builtins(config)
-    own_process = _table(spec, "process", container)
-    linux = _table(spec, "linux", container)
-    _table(spec, "root", container)["path"] = inputs.root_path
-    if not linux.get("namespaces"):
-        raise _malformed("linux.namespaces", container, "no namespaces: that would run on the host itself")
-    if not own_process.get("args"):
-        raise _malformed("process.args", container, "there is no command to run")
-    if inputs.listen_fds and not _has_private_pid(linux["namespaces"]):
-        raise _needs_pid_namespace(container)
-    promised = process.agent_environment(container.name, inputs)
-    own = process.env_dict(own_process.get("env") or ())
-    own_process["env"] = process.env_list({**own, **container.environment, **inputs.environment, **promised})
-    theirs = [_absolute_source(m, container.bundle) for m in spec.get("mounts") or ()]
-    spec["mounts"] = [*theirs, *msgspec.to_builtins(inputs.extra_mounts), *mounts.ours(inputs)]
-    spec["annotations"] = _kept({**(spec.get("annotations") or {}), **container.annotations})
-    linux.pop("cgroupsPath", None)
-    linux.update(_cgroups_path(inputs))
-    return spec
-
-
 def _check_sockets(container: Container, inputs: SpecInputs) -> None:
     if inputs.listen_fds and (inputs.pid_namespace or container.security.pid != "private"):
-        raise _needs_pid_namespace(container)
-
-
-def _needs_pid_namespace(container: Container) -> InvalidArgument:
-    return InvalidArgument(
-        "sockets cannot be passed to a container without a pid namespace of its own",
-        container=container.name,
-        key="security.pid",
-        why="LISTEN_PID must be the payload's pid (sd_listen_fds(3)): known beforehand only if it is 1",
-        hint="remove pid or the [[socket]] tables",
-    )
+        raise process.needs_pid_namespace(container)
 
 
 def _root(container: Container, inputs: SpecInputs) -> Json:
@@ -130,13 +77,9 @@ def _hostname(container: Container, inputs: SpecInputs) -> Json:
     return {"hostname": process.hostname(container, inputs)} if is_private else {}
 
 
-def _annotations(annotations: Mapping[str, str]) -> Json:
-    kept = _kept(annotations)
+def _annotations(wanted: Mapping[str, str]) -> Json:
+    kept = kept_annotations(wanted)
     return {"annotations": kept} if kept else {}
-
-
-def _kept(annotations: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in annotations.items() if not name.startswith(_ACTED_ON)}
 
 
 def _linux(container: Container, inputs: SpecInputs, all_mounts: list[mounts.Mount]) -> Json:
@@ -166,15 +109,16 @@ def _namespaces(container: Container, inputs: SpecInputs) -> list[Json]:
         ("cgroup", "private" if inputs.cgroup_namespace else "host", ""),
         ("user", "private" if inputs.has_user_namespace else "host", inputs.user_namespace),
     )
-    return [
-        {"type": kind, "path": path} if path else {"type": kind}
-        for kind, mode, path in wanted
-        if path or mode != "host"
-    ]
+    return [_namespace(kind, mode, path, container) for kind, mode, path in wanted if path or mode != "host"]
 
 
-def _has_private_pid(namespaces: list[Json]) -> bool:
-    return any(ns.get("type") == "pid" and not ns.get("path") for ns in namespaces)
+def _namespace(kind: str, mode: str, path: str, container: Container) -> Json:
+    if path:
+        return {"type": kind, "path": path}
+    if mode.startswith(("container:", "ns:")):
+        # Never a namespace of its own instead: the definition asked for somebody else's.
+        raise InvalidArgument(f"the {kind} namespace of {mode} was not found", container=container.name)
+    return {"type": kind}
 
 
 def _mappings(inputs: SpecInputs) -> Json:
@@ -231,7 +175,9 @@ def _hidden_paths(container: Container, inputs: SpecInputs) -> Json:
     given = {"maskedPaths": list(security.masked_paths), "readonlyPaths": list(security.read_only_paths)}
     if security.privileged or "ALL" in {path.upper() for path in security.unmasked_paths}:
         return given
-    masked = (*_MASKED, *inputs.masked_paths)
+    # The host's /sys comes with what is mounted in it: debugfs, tracefs, securityfs.
+    shared = ("/sys/kernel",) if mounts.shares_sysfs(container, inputs) else ()
+    masked = (*_MASKED, *shared, *inputs.masked_paths)
     return {
         "maskedPaths": _joined(_still_hidden(masked, security.unmasked_paths), security.masked_paths),
         "readonlyPaths": _joined(_still_hidden(_READ_ONLY, security.unmasked_paths), security.read_only_paths),
@@ -240,8 +186,8 @@ def _hidden_paths(container: Container, inputs: SpecInputs) -> Json:
 
 def _still_hidden(paths: Iterable[str], shown: Iterable[str]) -> list[str]:
     """Without those that a pattern of podman-run(1), --security-opt unmask=, matches."""
-    patterns = [pattern.rstrip("/") for pattern in shown]
-    return [path for path in paths if not any(fnmatch.fnmatchcase(path, p) for p in patterns)]
+    patterns = [pattern for pattern in shown if pattern]
+    return [path for path in paths if not any(PurePosixPath(path).match(pattern) for pattern in patterns)]
 
 
 def _joined(first: Iterable[str], second: Iterable[str]) -> list[str]:
@@ -252,27 +198,3 @@ def _seccomp(container: Container, inputs: SpecInputs) -> Json:
     security = container.security
     is_default = security.seccomp_profile in {"", "default"}
     return {} if security.privileged and is_default else {"seccomp": inputs.seccomp}
-
-
-def _table(spec: Json, key: str, container: Container) -> Json:
-    value = spec.get(key)
-    if not isinstance(value, dict):
-        raise _malformed(key, container, "not there, or not an object")
-    return value
-
-
-def _malformed(key: str, container: Container, why: str) -> InvalidArgument:
-    return InvalidArgument(
-        "this is no config.json that can be run",
-        container=container.name,
-        file=f"{container.bundle}/config.json",
-        key=key,
-        why=why,
-        hint="compare it with what `crun spec` or `runc spec` writes",
-    )
-
-
-def _absolute_source(mount: Json, bundle: str) -> Json:
-    source = mount.get("source", "")
-    is_bind = mount.get("type") == "bind" or {"bind", "rbind"} & set(mount.get("options") or ())
-    return {**mount, "source": f"{bundle}/{source}"} if is_bind and not source.startswith("/") else mount

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`accept_from`: who may reach a listening IP socket, as a packet filter on that socket (socket(7),
-SO_ATTACH_FILTER).
+"""`accept_from`: who may reach a listening IP socket, as a packet filter on that socket (socket(7), SO_ATTACH_FILTER).
 
 Not systemd's IPAddressAllow=: that filter belongs to a cgroup, and a socket belongs to the cgroup of who
 made it, the agent's, wherever it is passed (systemd.resource-control(5)). Packets from elsewhere are dropped
@@ -99,8 +98,9 @@ def _words(packed: bytes) -> tuple[int, ...]:
 
 
 def attach(sock: socket.socket, networks: tuple[Network, ...]) -> None:
-    """Let only `networks` through, all when there are none; replaces an earlier filter in one step. Raises
-    OSError.
+    """Let only `networks` through, all when there are none; replaces an earlier filter in one step.
+
+    Raises OSError: newer kernels want CAP_NET_ADMIN for TCP.
     """
     if not networks:
         with suppress(FileNotFoundError):

@@ -121,9 +121,7 @@ class Bus:
             async with asyncio.timeout(_CALL_TIMEOUT):
                 await bus.connect()
         except (OSError, EOFError, TimeoutError) as e:
-            raise BusLost(
-                "cannot connect to the D-Bus broker", why=str(e), hint="systemctl status dbus"
-            ) from e
+            raise BusLost("cannot connect to the D-Bus broker", why=str(e), hint="systemctl status dbus") from e
         bus.add_message_handler(self._dispatch)
         self._bus = bus
         self._lost = asyncio.get_running_loop().create_future()
@@ -137,9 +135,7 @@ class Bus:
         self._name = name
         reply = await self.connection.request_name(name, NameFlag.DO_NOT_QUEUE)
         if reply not in {RequestNameReply.PRIMARY_OWNER, RequestNameReply.ALREADY_OWNER}:
-            raise CleatError(
-                f"the bus name {name} is taken", hint="another agent runs already: systemctl status cleat"
-            )
+            raise CleatError(f"the bus name {name} is taken", hint="another agent runs already: systemctl status cleat")
 
     async def run(self) -> None:
         """Keep the connection: wait for its end, announce it, reconnect with growing delays, announce that."""

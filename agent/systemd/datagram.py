@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datagrams to systemd's own sockets (journald, PID 1's notify socket): never blocking for long,
-reconnecting.
+"""Datagrams to systemd's own sockets (journald, PID 1's notify socket): never blocking for long, reconnecting.
 
 The socket is connected, because poll(2) on an AF_UNIX datagram socket tells about the receiver's full queue
 only then (unix(7)); the client calls of libsystemd block in sendmsg(2) for as long as the receiver does not
@@ -39,8 +38,7 @@ class Datagrams:
         self._socket: socket.socket | None = None
 
     def send(self, data: bytes, *, fds: Sequence[int] = (), pid: int = 0, patience: float = 0.0) -> None:
-        """Send one datagram, with copies of `fds`, as process `pid` (needs CAP_SYS_ADMIN unless 0:
-        ourselves).
+        """Send one datagram, with copies of `fds`, as process `pid` (needs CAP_SYS_ADMIN unless 0: ourselves).
 
         While the receiver's queue is full this waits up to `patience` seconds. Raises OSError:
         BlockingIOError when the queue stayed full, FileNotFoundError or ConnectionRefusedError when nobody
@@ -100,9 +98,7 @@ def _wait_writable(sock: socket.socket, deadline: float) -> bool:
 
 
 def _enlarge(sock: socket.socket) -> None:
-    """Unread datagrams count against the sender's buffer (unix(7)): take systemd's own 8 MiB, else what is
-    allowed.
-    """
+    """Unread datagrams count against the sender's buffer (unix(7)): take systemd's own 8 MiB, else what is allowed."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
     except PermissionError:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told to the journal about containers and about the agent: one event kind per row, each with its
-MESSAGE_ID.
+"""What is told to the journal about containers and about the agent: one event kind per row, each with its MESSAGE_ID.
 
 The ids are for ever: scripts match on them, and config/catalog/cleat.catalog explains each (a test compares
 the two). The value is the entry's CLEAT_EVENT field; PRIORITY is the row's unless the sender says otherwise.

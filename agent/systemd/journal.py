@@ -132,9 +132,7 @@ def entry(
 
 
 class Journal:
-    """The way to journald. Never raises, never blocks for more than a moment; `dropped` counts what was
-    lost.
-    """
+    """The way to journald. Never raises, never blocks for more than a moment; `dropped` counts what was lost."""
 
     def __init__(self, address: str = JOURNAL_SOCKET) -> None:
         self._socket = Datagrams(address)
@@ -217,9 +215,7 @@ def priority_of(level: int) -> Priority:
 
 
 class LogHandler(logging.Handler):
-    """Debug log to the journal: message, level, logger and place in the source, a traceback in its own
-    field.
-    """
+    """Debug log to the journal: message, level, logger and place in the source, a traceback in its own field."""
 
     def __init__(self, journal: Journal | None = None) -> None:
         super().__init__()
@@ -262,8 +258,7 @@ def stderr_is_journal() -> bool:
 
 
 def set_up_logging(level: int = logging.INFO, *, debug: Sequence[str] = ()) -> None:
-    """Log to the journal when it is where stderr goes, else to stderr. `debug` names loggers to hear in
-    full.
+    """Log to the journal when it is where stderr goes, else to stderr. `debug` names loggers to hear in full.
 
     Libraries are heard from WARNING on, `agent` from `level` on.
     """

@@ -83,9 +83,7 @@ class BadMessage(ValueError):
 
 
 def parse(data: bytes, fds: int = 0) -> Notification:
-    """Read one datagram that came with `fds` file descriptors. Raises BadMessage, and nothing else, for any
-    input.
-    """
+    """Read one datagram that came with `fds` file descriptors. Raises BadMessage, and nothing else, for any input."""
     if len(data) > MESSAGE_MAX:
         raise BadMessage(f"longer than {MESSAGE_MAX} bytes")
     data = data.removesuffix(b"\0")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from agent.errors import DeadlineExceeded, InvalidArgument
 from agent.systemd.datagram import Datagrams
-from agent.systemd.notification import is_fd_name
+from agent.systemd.notification import MESSAGE_MAX, is_fd_name
 from agent.systemd.text import one_line
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def send_as(pid: int, text: str, *, address: str = SYSTEM_MANAGER) -> bool:
     """
     socket = Datagrams(address)
     try:
-        socket.send(text.encode(errors="backslashreplace"), pid=pid)
+        socket.send(_encoded(text), pid=pid)
     except OSError as e:
         logger.debug("notification as process %d not sent: %s", pid, e)
         return False
@@ -95,7 +95,7 @@ class AgentNotify:
             return False
         text = "\n".join(one_line(assignment) for assignment in assignments)
         try:
-            self._socket.send(text.encode(errors="backslashreplace"), fds=fds, patience=_PATIENCE)
+            self._socket.send(_encoded(text), fds=fds, patience=_PATIENCE)
         except OSError as e:
             logger.warning("the service manager did not take %r: %s", text, e)
             return False
@@ -176,6 +176,10 @@ class AgentNotify:
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")[:MESSAGE_MAX].decode(errors="ignore").encode()
 
 
 def _number(text: str) -> int:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The notify socket of one container: sd_notify(3) from the container's processes to the agent, as typed
-messages.
+"""The notify socket of one container: sd_notify(3) from its processes to the agent, as typed messages.
 
 The socket lies alone in a folder, and the folder is mounted read-only into the container, not the socket: so
 a socket that is bound anew after an agent restart is what the container sees. The folder's parent must keep
@@ -64,8 +63,7 @@ class NotifySocket:
         on_notification: Callable[[Notification, tuple[int, ...]], None],
         stored_fd: int = -1,
     ) -> None:
-        """`stored_fd` is what the service manager kept: taken over (or closed, when it is not bound in
-        `folder`).
+        """`stored_fd` is what the service manager kept: taken over, or closed when it is not bound in `folder`.
 
         Raises CleatError when the socket cannot be made.
         """
@@ -101,9 +99,7 @@ class NotifySocket:
             self._socket.close()
 
     def _read(self) -> None:
-        """Take a few datagrams and let others have their turn; a flood waits in the kernel, where it stops
-        its sender.
-        """
+        """Take a few datagrams, then let others have their turn; a flood waits in the kernel and stops its sender."""
         for _ in range(_PER_TURN):
             if not self._read_one():
                 return

@@ -70,9 +70,7 @@ class Scopes:
         await self._bus.add_match(_JOB_REMOVED)
         await self._manager("Subscribe")
 
-    async def _manager(
-        self, member: str, signature: str = "", *body: Any, timeout: float = 30.0
-    ) -> list[Any]:
+    async def _manager(self, member: str, signature: str = "", *body: Any, timeout: float = 30.0) -> list[Any]:
         return await self._bus.call(SYSTEMD, _PATH, _MANAGER, member, signature, body, timeout=timeout)
 
     def _job_removed(self, signal: Signal) -> None:
@@ -97,9 +95,7 @@ class Scopes:
         if signal.interface == "org.freedesktop.systemd1.Scope" and path.startswith(_UNIT_PREFIX):
             self._on_stop_requested(decode_path(path.removeprefix(_UNIT_PREFIX)))
 
-    async def start(
-        self, unit: str, pid: int, properties: Sequence[Property], *, deadline: float = 30.0
-    ) -> str:
+    async def start(self, unit: str, pid: int, properties: Sequence[Property], *, deadline: float = 30.0) -> str:
         """Put `pid` into a new scope with this agent as Controller; returns the scope's cgroup path.
 
         Waits for an earlier scope of that name to go. Raises ScopeFailed with systemd's words or the job's result.
@@ -128,9 +124,7 @@ class Scopes:
         finally:
             self._jobs.pop(unit, None)
         if result != "done":
-            raise ScopeFailed(
-                f"systemd's start job for {unit} ended as {result!r}", hint=f"journalctl -u {unit}"
-            )
+            raise ScopeFailed(f"systemd's start job for {unit} ended as {result!r}", hint=f"journalctl -u {unit}")
         group = cgroup.of_process(pid)
         if not group.endswith("/" + unit):
             raise ScopeFailed(f"process {pid} is in cgroup {group!r} and not in {unit}")

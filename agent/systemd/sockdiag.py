@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel knows of sockets, over NETLINK_SOCK_DIAG (sock_diag(7)): connections, listeners, bound
-files.
+"""What the kernel knows of sockets, over NETLINK_SOCK_DIAG (sock_diag(7)): connections, listeners, bound files.
 
 Answers hold for the network namespace of the agent, where its sockets are made. Asking costs one dump that
 the kernel filters by port (IP) or state (unix); nothing can tell of a connection's end by itself.
@@ -54,8 +53,7 @@ class InetSocket(msgspec.Struct, frozen=True):
 
 
 class UnixSocket(msgspec.Struct, frozen=True):
-    """One unix socket. `name` is its bound address (abstract ones begin with NUL), `file` its node's
-    (device, inode).
+    """One unix socket. `name` is its bound address (abstract ones begin with NUL), `file` its node's (device, inode).
 
     `queue` counts, for a listener, the connections that wait to be accepted.
     """
@@ -92,9 +90,7 @@ def _unix_single(inode: int) -> bytes:
 
 
 def _payloads(data: bytes) -> Iterator[bytes | None]:
-    """The messages of one netlink datagram; None marks the end of a dump. Raises OSError for an error
-    message.
-    """
+    """The messages of one netlink datagram; None marks the end of a dump. Raises OSError for an error message."""
     at = 0
     while at + _HEADER.size <= len(data):
         length, kind, _, _, _ = _HEADER.unpack_from(data, at)
@@ -143,9 +139,7 @@ def parse_unix(payload: bytes) -> UnixSocket:
 
 
 def file_key(found: os.stat_result) -> tuple[int, int]:
-    """A node's (device, inode) as unix_diag spells them: the kernel's device number, the low half of the
-    inode's.
-    """
+    """A node's (device, inode) as unix_diag spells them: the kernel's device number, the low half of the inode's."""
     return (os.major(found.st_dev) << 20 | os.minor(found.st_dev), found.st_ino & 0xFFFFFFFF)
 
 
@@ -157,9 +151,7 @@ def _open() -> socket.socket:
 
 
 def _ask(request: bytes) -> list[bytes]:
-    """Ask and take the whole answer. The kernel queues its parts as they are read, so this never waits for
-    anybody.
-    """
+    """Ask and take the whole answer. The kernel queues its parts as they are read, so this never waits for anybody."""
     answer: list[bytes] = []
     with _open() as sock:
         sock.send(request)
@@ -175,9 +167,7 @@ def _ask(request: bytes) -> list[bytes]:
 
 
 async def _dump(request: bytes, timeout: float) -> list[bytes]:  # noqa: ASYNC109 mapped to our own error
-    """The same for long answers, giving way to others between the parts. Raises DeadlineExceeded,
-    Unsupported.
-    """
+    """The same for long answers, giving way to others between the parts. Raises DeadlineExceeded, Unsupported."""
     loop = asyncio.get_running_loop()
     answer: list[bytes] = []
     try:

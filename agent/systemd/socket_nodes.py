@@ -19,7 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.errors import DefinitionRejected
 from agent.systemd import sockdiag
 from agent.systemd.holders import holder_of
 from agent.systemd.socket_wanted import hint_of
@@ -29,9 +28,7 @@ if TYPE_CHECKING:
 
 
 def clear_path(want: Wanted, owner: tuple[int, int]) -> None:
-    """Make the folders; remove a socket that an earlier agent left. Raises DefinitionRejected for anything
-    else.
-    """
+    """Make the folders; remove a socket that an earlier agent left. Raises DefinitionRejected for anything else."""
     _make_folders(want)
     try:
         found = os.lstat(want.path)
@@ -75,8 +72,8 @@ def _listeners_at(want: Wanted, found: os.stat_result) -> list[int] | None:
 
 def _make_folders(want: Wanted) -> None:
     """The missing folders above the node, each with directory_mode whatever the umask is."""
-    missing = [p for p in Path(want.path).parents if not p.exists()]
     try:
+        missing = [p for p in Path(want.path).parents if not p.exists()]
         for folder in reversed(missing):
             folder.mkdir(mode=0o700)
             folder.chmod(want.options.directory_mode)
@@ -85,9 +82,7 @@ def _make_folders(want: Wanted) -> None:
 
 
 def owner_of(want: Wanted) -> tuple[int, int]:
-    """uid and gid of the node; the agent's own where the table says nothing (systemd.socket(5),
-    SocketUser=).
-    """
+    """uid and gid of the node; the agent's own where the table says nothing (systemd.socket(5), SocketUser=)."""
     uid, gid = os.geteuid(), os.getegid()
     if want.options.socket_user:
         uid, gid = _user(want, gid)
@@ -156,7 +151,7 @@ def make_fifo(want: Wanted) -> int:
     except BaseException as e:
         if fd >= 0:
             os.close(fd)
-        if isinstance(e, OSError) and not isinstance(e, DefinitionRejected):
+        if isinstance(e, OSError):
             raise want.rejected("", e.strerror or str(e)) from e
         raise
     return fd

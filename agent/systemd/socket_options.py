@@ -61,14 +61,12 @@ def after_bind(wanted: Socket, family: int, kind: int) -> list[Option]:
     if is_tcp or wanted.defer_accept_sec:
         seconds = math.ceil(wanted.defer_accept_sec)
         found.append(Option("defer_accept_sec", socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds))
-    if wanted.priority:
-        found.append(Option("priority", socket.SOL_SOCKET, socket.SO_PRIORITY, wanted.priority))
     if wanted.mark:
         found.append(Option("mark", socket.SOL_SOCKET, socket.SO_MARK, wanted.mark))
     if wanted.pass_credentials or family == socket.AF_UNIX:
         value = int(wanted.pass_credentials)
         found.append(Option("pass_credentials", socket.SOL_SOCKET, socket.SO_PASSCRED, value))
-    return found + _header_fields(wanted, family)
+    return found + _traffic(wanted, family)
 
 
 def _buffers(wanted: Socket) -> list[Option]:
@@ -82,12 +80,15 @@ def _buffers(wanted: Socket) -> list[Option]:
     return found
 
 
-def _header_fields(wanted: Socket, family: int) -> list[Option]:
+def _traffic(wanted: Socket, family: int) -> list[Option]:
     found: list[Option] = []
     if wanted.ip_tos:
         found.append(_ip("ip_tos", family, socket.IP_TOS, socket.IPV6_TCLASS, wanted.ip_tos))
     if wanted.ip_ttl:
         found.append(_ip("ip_ttl", family, socket.IP_TTL, socket.IPV6_UNICAST_HOPS, wanted.ip_ttl))
+    if wanted.priority:
+        # The last one: IP_TOS sets a priority of its own (ip(7)).
+        found.append(Option("priority", socket.SOL_SOCKET, socket.SO_PRIORITY, wanted.priority))
     return found
 
 

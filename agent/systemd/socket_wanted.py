@@ -28,6 +28,7 @@ _HINTS = {
     errno.EADDRINUSE: "stop what holds it, or choose another address",
     errno.EADDRNOTAVAIL: "no interface has this address; set free_bind = true to listen before one has it",
     errno.EACCES: "the agent may not use this address",
+    errno.EPERM: "the agent needs CAP_NET_ADMIN for this",
     errno.ENODEV: "there is no such network interface",
     errno.EAFNOSUPPORT: "this kernel does not have that kind of address",
 }
@@ -39,9 +40,7 @@ def hint_of(number: int | None) -> str:
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """A [[socket]] table read: which key, what kind of socket (0 = fifo), where; and the table's place for
-    errors.
-    """
+    """A [[socket]] table read: which key, what kind of socket (0 = fifo), where; and the table's place for errors."""
 
     options: Socket
     key: str

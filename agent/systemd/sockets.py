@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listening sockets and fifos out of [[socket]] tables (systemd.socket(5)), held by the agent and passed to
-containers.
+"""Listening sockets and fifos out of [[socket]] tables (systemd.socket(5)), held by the agent and passed to containers.
 
 They are blocking, as systemd passes them on (systemd.exec(5), NonBlocking=): the agent only polls them, and
 the flag is shared with the container.
@@ -77,8 +76,9 @@ def _bind(want: Wanted) -> socket.socket:
         sock.close()
         if made:
             Path(made).unlink(missing_ok=True)
-        if isinstance(e, OptionFailed):
-            raise want.rejected(e.key, os.strerror(e.errno or 0), hint_of(e.errno)) from e
+        if isinstance(e, OSError):
+            key = e.key if isinstance(e, OptionFailed) else ""
+            raise want.rejected(key, os.strerror(e.errno or 0), hint_of(e.errno)) from e
         raise
     return sock
 
@@ -103,19 +103,18 @@ def _configure(sock: socket.socket, want: Wanted) -> None:
 
 def _new_socket(want: Wanted) -> tuple[socket.socket, Address]:
     """The unbound socket and what to bind it to."""
+    name = _bind_name(want)
+    kind = want.kind | socket.SOCK_CLOEXEC
     try:
-        sock = socket.socket(want.family, want.kind | socket.SOCK_CLOEXEC)
-    except OSError as e:
-        if want.address.wildcard and e.errno == errno.EAFNOSUPPORT:
+        try:
+            return socket.socket(want.family, kind), name
+        except OSError as e:
+            if not want.address.wildcard or e.errno != errno.EAFNOSUPPORT:
+                raise
             # As systemd does for a bare port on a host without IPv6.
-            kind = want.kind | socket.SOCK_CLOEXEC
             return socket.socket(socket.AF_INET, kind), ("0.0.0.0", want.address.port)
-        raise want.rejected("", e.strerror or str(e), hint_of(e.errno)) from e
-    try:
-        return sock, _bind_name(want)
-    except BaseException:
-        sock.close()
-        raise
+    except OSError as e:
+        raise want.rejected("", os.strerror(e.errno or 0), hint_of(e.errno)) from e
 
 
 def _bind_name(want: Wanted) -> Address:
@@ -165,8 +164,7 @@ def _inodes_in_the_way(want: Wanted) -> list[int]:
 
 
 def matches(fd: int, options: Socket) -> bool:
-    """Whether a passed or stored fd is what the table asks for: kind, address, and for a path that it leads
-    there.
+    """Whether a passed or stored fd is what the table asks for: kind, address, and for a path that it leads there.
 
     Options that can be changed are not compared: reconfigure() sets them. Raises DefinitionRejected for a
     bad table.
@@ -219,8 +217,10 @@ def _is_dual_as_wanted(sock: socket.socket, want: Wanted) -> bool:
 
 
 def reconfigure(fd: int, options: Socket, *, index: int = 0, container: str = "", file: str = "") -> None:
-    """Set the options of a table on an fd that matches() it. Raises DefinitionRejected with the key at
-    fault.
+    """Set a table's options on an fd that matches() it. Raises DefinitionRejected with the key at fault.
+
+    Numbers that were taken out of the table (buffers, mark, ip_tos ...) keep their last value until it is
+    made anew.
     """
     want = wanted(options, index=index, container=container, file=file)
     os.set_blocking(fd, True)

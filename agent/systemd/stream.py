@@ -15,6 +15,8 @@ def open_stream(identifier: str) -> int:
     try:
         stream = python_systemd.stream(identifier, level_prefix=True)
     except OSError as e:
-        raise Unsupported("cannot open a journal stream", why=e.strerror or str(e), hint="systemctl status systemd-journald") from e
+        raise Unsupported(
+            "cannot open a journal stream", why=e.strerror or str(e), hint="systemctl status systemd-journald"
+        ) from e
     with stream:
         return fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)

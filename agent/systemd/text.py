@@ -7,8 +7,7 @@ LINE_MAX = 2048
 
 
 def clean(text: str, limit: int = LINE_MAX, *, keep: str = "") -> str:
-    """One line of `text`, safe for a terminal: lines joined by "; ", unprintable characters escaped, cut at
-    `limit`.
+    """One line of `text`, safe for a terminal: lines joined by "; ", unprintable characters escaped, cut at `limit`.
 
     Characters in `keep` stay as they are (newline and tab, for fields that are not shown by default).
     """
@@ -26,6 +25,9 @@ def _escaped(char: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def one_line(text: str) -> str:
-    """`text` as the value of one assignment: a newline in it would start another, a NUL end the message."""
-    return " ".join(text.replace("\0", " ").splitlines()).strip()
+def one_line(text: str, limit: int = 512) -> str:
+    """`text` as the value of one assignment: a newline in it would start another, a NUL end the message.
+
+    Cut, since PID 1 refuses a message of more than 4096 bytes as a whole.
+    """
+    return clean(" ".join(text[: 4 * limit].split()), limit)

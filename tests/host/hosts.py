@@ -119,8 +119,7 @@ class Host:
     def write(self, path: str, text: str | bytes, mode: int = 0o644) -> None:
         """Puts a file in place by rename, with its parent folders."""
         put = (
-            'mkdir -p "$(dirname "$1")" && umask 077 && cat >"$1.part" '
-            '&& chmod "$2" "$1.part" && mv -T "$1.part" "$1"'
+            'mkdir -p "$(dirname "$1")" && umask 077 && cat >"$1.part" && chmod "$2" "$1.part" && mv -T "$1.part" "$1"'
         )
         self.run(["sh", "-c", put, "sh", path, f"{mode:o}"], stdin=text)
 
@@ -161,15 +160,11 @@ class Host:
                 if where(entry):
                     return entry
         tail = self.show_journal(lines=60, since=since)
-        raise HostError(
-            f"host {self.name}: no journal entry {shlex.join(match)} in {limit:.0f} s; it has\n{tail}"
-        )
+        raise HostError(f"host {self.name}: no journal entry {shlex.join(match)} in {limit:.0f} s; it has\n{tail}")
 
     def wait_event(self, name: str, event: str, *, timeout: float = 20.0, since: str | None = None) -> Entry:
         """The agent's journal entry that says that `event` happened to the container `name`."""
-        return self.wait_journal(
-            f"CLEAT_CONTAINER={name}", f"CLEAT_EVENT={event}", timeout=timeout, since=since
-        )
+        return self.wait_journal(f"CLEAT_CONTAINER={name}", f"CLEAT_EVENT={event}", timeout=timeout, since=since)
 
     def show_journal(self, *, lines: int = 400, since: str | None = None) -> str:
         """The journal as text, for failure messages."""
@@ -193,9 +188,7 @@ class Host:
 
     # cleat
 
-    def cleat(
-        self, *args: str, timeout: float = 60.0, check: bool = True, stdin: str | bytes = b""
-    ) -> Result:
+    def cleat(self, *args: str, timeout: float = 60.0, check: bool = True, stdin: str | bytes = b"") -> Result:
         return self.run(["cleat", *args], timeout=timeout, check=check, stdin=stdin)
 
     def definition(self, name: str, toml: str) -> str:
@@ -235,9 +228,7 @@ class Host:
         """Installs or upgrades cleat from a DEB of the machine's."""
         self.write(PACKAGE_IN_HOST, package.read_bytes())
         # Not apt-get: everything that the package depends on is in the tree, and there is no network.
-        self.run(
-            ["dpkg", "--install", PACKAGE_IN_HOST], timeout=120, env={"DEBIAN_FRONTEND": "noninteractive"}
-        )
+        self.run(["dpkg", "--install", PACKAGE_IN_HOST], timeout=120, env={"DEBIAN_FRONTEND": "noninteractive"})
 
     def unit(self, name: str, *properties: str) -> dict[str, str]:
         """Properties of a unit, by `systemctl show`."""

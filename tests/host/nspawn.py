@@ -161,9 +161,7 @@ def _locked(name: str) -> Iterator[None]:
 def _refuse_or_clear(name: str, scratch: Path) -> None:
     old = booted(name)
     if old is not None and old.init.alive():
-        raise HostError(
-            f"host {name}: runs already (leader {old.leader}); stop it with: tests/host/boot stop {name}"
-        )
+        raise HostError(f"host {name}: runs already (leader {old.leader}); stop it with: tests/host/boot stop {name}")
     _dispose(name, scratch)
     scratch.mkdir(parents=True)
 
@@ -199,9 +197,7 @@ def _lay_out(name: str, scratch: Path) -> None:
     # A fixed id: an empty file would make this a first boot, with presets and questions.
     (scratch / "upper/etc/machine-id").write_text(os.urandom(16).hex() + "\n", encoding="ascii")
     (scratch / "upper/etc/hostname").write_text(name + "\n", encoding="ascii")
-    (scratch / "upper/etc/hosts").write_text(
-        f"127.0.0.1 localhost {name}\n::1 localhost\n", encoding="ascii"
-    )
+    (scratch / "upper/etc/hosts").write_text(f"127.0.0.1 localhost {name}\n::1 localhost\n", encoding="ascii")
 
 
 @contextlib.contextmanager

@@ -163,9 +163,7 @@ def boot(name: str) -> Booted:
     scratch = scratch_of(name)
     old = booted(name)
     if old is not None and old.alive():
-        raise HostError(
-            f"vm {name}: is already running ({old.qemu}); stop it with: tests/vm/boot stop {name}"
-        )
+        raise HostError(f"vm {name}: is already running ({old.qemu}); stop it with: tests/vm/boot stop {name}")
     _dispose(name)
     scratch.mkdir(parents=True)
     try:

@@ -22,9 +22,7 @@ def test_controllers_are_there(bare_vm: Host) -> None:
 def test_limits_hold(bare_vm: Host) -> None:
     limits = ["-p", "MemoryMax=64M", "-p", "MemorySwapMax=0", "-p", "TasksMax=20"]
     probe = "cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/memory.max; head -c 200m /dev/zero | tail"
-    result = bare_vm.run(
-        ["systemd-run", "--wait", "--pipe", "--collect", *limits, "sh", "-c", probe], check=False
-    )
+    result = bare_vm.run(["systemd-run", "--wait", "--pipe", "--collect", *limits, "sh", "-c", probe], check=False)
     assert result.stdout.split()[0] == str(64 << 20)
     assert result.returncode != 0
     bare_vm.wait_journal("_TRANSPORT=kernel", since="", where=lambda entry: "oom-kill" in entry["MESSAGE"])
