@@ -14,7 +14,7 @@ import functools
 import os
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -223,8 +223,9 @@ def null_fd() -> int:
 class _Capture:
     """Reads one pipe to its end in the loop, keeping at most `limit` bytes and dropping the rest."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, on_output: Callable[[bytes], None] | None = None) -> None:
         self._limit = limit
+        self._on_output = on_output
         self._size = 0
         self._parts: list[bytes] = []
         self._fd, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -238,6 +239,8 @@ class _Capture:
             data = os.read(self._fd, _CHUNK)
         except BlockingIOError:
             return
+        if data and self._on_output is not None:
+            self._on_output(data)
         if not data:
             self.close()
         elif self._size < self._limit:
@@ -297,13 +300,14 @@ async def run(
     stdin: bytes = b"",
     limit: int = 1 << 20,
     pass_fds: Sequence[int] = (),
+    on_output: Callable[[bytes], None] | None = None,
 ) -> Result:
     """Run a tool to its end. The exit code is the caller's to judge; output beyond `limit` bytes each is dropped.
 
-    `pass_fds` become the child's fds 3 and up, in order. Raises CommandNotFound or CommandNotExecutable when it cannot
-    be run, DeadlineExceeded (the tool is killed and reaped) after `timeout` seconds.
+    `pass_fds` become the child's fds 3 and up, in order; `on_output` sees all of stdout as it comes. Raises
+    CommandNotFound or CommandNotExecutable when it cannot be run, DeadlineExceeded (the tool is killed and reaped) after `timeout` seconds.
     """
-    out, err = _Capture(limit), _Capture(limit)
+    out, err = _Capture(limit, on_output), _Capture(limit)
     stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC) if stdin else (null_fd(), -1)
     process: Process | None = None
     try:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
@@ -69,6 +68,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
     def format_help(self) -> str:
+        from shutil import get_terminal_size
         from textwrap import fill
 
         self.description = fill(self.description or "", get_terminal_size().columns - 2)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from agent.cli import render
 from agent.cli.arguments import JSON, Verb, option
 from agent.cli.client import tell
+from agent.errors import Unsupported
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -56,7 +57,11 @@ def schema(args: Namespace) -> int:
 
 
 def run(args: Namespace) -> int:
-    code: int = importlib.import_module("agent.run").main(args.file)
+    try:
+        module = importlib.import_module("agent.run")
+    except ModuleNotFoundError as error:
+        raise Unsupported("this version cannot run a definition without the agent") from error
+    code: int = module.main(args.file)
     return code
 
 

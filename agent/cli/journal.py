@@ -35,7 +35,7 @@ def of_agent() -> Any:
 
 
 def _reader(priority: int, *matches: str) -> Any:
-    reader = journal.Reader(converters={"MESSAGE": _text, "__REALTIME_TIMESTAMP": _seconds})
+    reader = journal.Reader(converters=_CONVERTERS)
     for match in (*matches, f"_UID={os.geteuid()}"):
         reader.add_match(match)
     if priority < 7:
@@ -49,6 +49,14 @@ def _text(raw: bytes) -> str:
 
 def _seconds(microseconds: int) -> float:
     return microseconds / 1e6
+
+
+_CONVERTERS = {
+    "MESSAGE": _text,
+    "MESSAGE_ID": bytes.decode,
+    "EXIT_CODE": int,
+    "__REALTIME_TIMESTAMP": _seconds,
+}
 
 
 def is_event(entry: Entry) -> bool:

@@ -178,9 +178,9 @@ def events(args: Namespace) -> int:
 def event_text(entry: dict[str, Any]) -> str:
     from agent.cli import journal
 
-    name = entry.get("CLEAT_CONTAINER", "-")
-    text = f"{render.stamp(journal.seconds(entry))} {name} {entry['CLEAT_EVENT']}: {entry.get('MESSAGE', '')}"
-    return render.printable(text)
+    return render.printable(
+        f"{render.stamp(journal.seconds(entry))} {entry['CLEAT_EVENT']}: {entry.get('MESSAGE', '')}"
+    )
 
 
 def event_json(entry: dict[str, Any]) -> str:
@@ -190,7 +190,7 @@ def event_json(entry: dict[str, Any]) -> str:
     value: dict[str, Any] = {"time": journal.seconds(entry), "message": entry.get("MESSAGE", "")}
     for key, field in entry.items():
         if not key.startswith(("_", "SYSLOG_", "OBJECT_")) and key not in {"MESSAGE", "CONTAINER_NAME"}:
-            value[key.removeprefix("CLEAT_").lower()] = str(field)
+            value[key.removeprefix("CLEAT_").lower()] = field if isinstance(field, int) else str(field)
     return render.compact(value)
 
 

@@ -69,9 +69,7 @@ def parse_request(text: str) -> ExecRequest:
         raise InvalidArgument("an argument contains a NUL character", key="command")
     folder = request.working_directory
     if folder and (not folder.startswith("/") or "\0" in folder):
-        raise InvalidArgument(
-            f"{folder!r} is no absolute path", key="working_directory", hint="begin it with a slash"
-        )
+        raise InvalidArgument(f"{folder!r} is no absolute path", key="working_directory", hint="begin it with a slash")
     return request
 
 
@@ -127,6 +125,12 @@ class CommandFolder(msgspec.Struct, frozen=True):
     def control(self) -> str:
         return os.fspath(self.path / "ctl")
 
+    def write(self, name: str, data: bytes) -> None:
+        """A new file in it. Raises OSError."""
+        fd = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(data)
+
     def words(self, message: str = "") -> str:
         """Why the runtime failed: its log, else what conmon passed on."""
         return read_oci_log(self.path / "oci-log") or message
@@ -136,7 +140,9 @@ class CommandFolder(msgspec.Struct, frozen=True):
         words = self.words(message)
         if not words:
             return ConmonFailed(
-                "the command could not be executed and nobody said why", container=container, hint="journalctl -t conmon"
+                "the command could not be executed and nobody said why",
+                container=container,
+                hint="journalctl -t conmon",
             )
         return error_from_text(words, container=container, what="the command could not be executed")
 
@@ -151,9 +157,7 @@ def make_folder(host: Host, container_id: str, process: dict[str, Any]) -> Comma
     folder.path.parent.mkdir(mode=0o700, exist_ok=True)
     for path in (folder.path, folder.path / "exit", folder.path / "persist"):
         path.mkdir(mode=0o700)
-    fd = os.open(folder.path / "process.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(msgspec.json.encode(process))
+    folder.write("process.json", msgspec.json.encode(process))
     return folder
 
 

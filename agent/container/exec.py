@@ -24,7 +24,7 @@ from agent.container.command import CommandFolder, ExecRequest
 from agent.container.host import Host
 from agent.container.launch import Running
 from agent.definition.model import Container
-from agent.errors import CleatError, ConmonFailed, ConmonLost, DeadlineExceeded, InvalidState
+from agent.errors import CleatError, ConmonLost, DeadlineExceeded, InvalidState
 from agent.oci.process import ExecOptions, process_for_exec
 from agent.process import ProcessRef, pidfd_ready
 
@@ -186,10 +186,11 @@ class Execution:
             self._close()
 
     async def _see_conmon_end(self, patience: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await pidfd_ready(self._pidfd)
-            return
+        if patience > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await pidfd_ready(self._pidfd)
+                return
         self.kill_conmon()
         with suppress(DeadlineExceeded):
             await conmon.wait_ended(self._pidfd, deadline=_END_DEADLINE)
@@ -261,7 +262,7 @@ class _Output:
 
 @contextmanager
 def _own_cgroup(running: Running, session: str) -> Iterator[str]:
-    """A cgroup below the payload's for one command, so that it can be ended with all that came of it; "" without one."""
+    """A cgroup below the payload's for one command, to end it with all that came of it; "" where there is none."""
     path = f"{running.payload_cgroup}/exec-{session[:16]}"
     if running.payload_cgroup == running.supervisor_cgroup:
         path = ""
@@ -291,21 +292,51 @@ async def run_command(
     """
     own = command.own_process(host.paths.bundle(running.id), container.name)
     process = process_for_exec(own, ExecOptions(command=tuple(argv)), None)
-    process["terminal"] = False
     execution = Execution(host, container, running, _folder(host, container, running, process))
     output = _Output()
+    ended = False
     with _own_cgroup(running, execution.folder.session) as group:
+        opts = (f"--cgroup={group.rpartition('/')[2]}",) if group else ()
         try:
             async with asyncio.timeout(timeout):
-                opts = (f"--cgroup={group.rpartition('/')[2]}",) if group else ()
                 await execution.prepare(output=output.write_end, runtime_opts=opts)
-                output.hand_over()
                 await execution.begin()
+                output.hand_over()
                 code = await execution.follow()
-            return code, bytes(output.data)
+            ended = True
         except TimeoutError as e:
-            raise _too_slow(container, argv, timeout, bytes(output.data)) from e
+            words = bytes(output.data).decode(errors="replace").strip()
+            raise DeadlineExceeded(
+                f"{argv[0]} did not end within {timeout:g} s", container=container.name, key="command", why=words
+            ) from e
         finally:
-            await asyncio.shield(_finish(execution, group, output))
+            await asyncio.shield(_finish(execution, group, killed=not ended))
+            output.close()
+        return code, bytes(output.data)
 
 
+async def _finish(execution: Execution, group: str, *, killed: bool) -> None:
+    """Leave nothing of a command of the agent's own; when it is `killed`, nothing of its children either."""
+    if killed:
+        execution.kill_command()
+        if group:
+            await _kill_group(group)
+    await execution.end(patience=0.0 if killed else _END_DEADLINE)
+
+
+async def _kill_group(group: str) -> None:
+    """SIGKILL everything in a cgroup and see it gone, so that the cgroup can be removed."""
+    pidfds: list[int] = []
+    for pid in cgroup.processes(group):
+        with suppress(OSError):
+            pidfds.append(os.pidfd_open(pid))
+    cgroup.kill(group)
+    try:
+        async with asyncio.timeout(_END_DEADLINE):
+            for pidfd in pidfds:
+                await pidfd_ready(pidfd)
+    except TimeoutError:
+        pass  # one that cannot be killed now (state D): the cgroup goes with the container
+    finally:
+        for pidfd in pidfds:
+            os.close(pidfd)

@@ -116,7 +116,7 @@ class Supervisor:
             self._attempt = 0
             self.listening.disarm()
             self._stop_wanted.clear()
-            self.state = State.STARTING
+            self.change(State.STARTING, save=False)
             self._task = asyncio.create_task(self._supervise(None), name=f"container {self.name}")
 
     async def start(self) -> None:

@@ -36,11 +36,14 @@ class Agent:
         self.host = host
         self.loader = loader
         self.loaded = Loaded(definitions={})
+        self._launching: set[str] = set()
         self.supervisors: dict[str, Supervisor] = {}
         self.on_change: list[Callable[[Supervisor], None]] = []
         self.on_removed: list[Callable[[str], None]] = []
         self._reported: frozenset[str] = frozenset()
         self._reconciling = asyncio.Lock()
+        self.idle = asyncio.Event()
+        """Set while no container is on its way up (launching, not: waiting to be ready)."""
 
     # Definitions
 
@@ -147,11 +150,6 @@ class Agent:
             parts.append(f"{len(rejected)} rejected: {', '.join(sorted(rejected)[:5])}")
         return ", ".join(parts)
 
-    @property
-    def is_launching(self) -> bool:
-        """Whether a container is on its way up right now (not: waiting to be ready)."""
-        return any(supervisor.state is State.STARTING for supervisor in self.supervisors.values())
-
     # Reconciling
 
     def plan(self) -> tuple[Action, ...]:
@@ -169,6 +167,8 @@ class Agent:
             self.load()
             actions = self.plan()
             errors = await applying.apply(actions, self)
+            if not self._launching:
+                self.idle.set()
             for name, error in errors.items():
                 logger.debug("%s: %s", name, error)
             return actions
@@ -229,6 +229,13 @@ class Agent:
         return supervisor
 
     def _changed(self, supervisor: Supervisor) -> None:
+        if supervisor.state is State.STARTING:
+            self._launching.add(supervisor.name)
+            self.idle.clear()
+        elif supervisor.name in self._launching:
+            self._launching.discard(supervisor.name)
+            if not self._launching:
+                self.idle.set()
         for changed in self.on_change:
             changed(supervisor)
 

@@ -51,13 +51,13 @@ class App:
         self.host = Host(self.paths, self.config, self.scopes, self.fd_store)
         self.agent = Agent(self.host, Loader(self.paths, self.config))
         self.handles = Handles(self.bus, self.agent)
-        self.operations = Operations(self.agent, self.handles)
+        self.operations = Operations(self.agent, self.handles, self.bus.peer_uid)
         self.api = Api(self.bus, self.agent, self.operations, Polkit(self.bus, os.geteuid()))
         self.agent.on_change.append(self._status_changed)
+        self.agent.on_removed.append(self.handles.removed)
         self._ended = asyncio.Event()
         self._status_due = False
         self._last_status = ""
-        self._launches_done = asyncio.Event()
         self._reload_tasks: set[asyncio.Task[None]] = set()
         self.bus.on_lost.append(self._bus_lost)
         self.bus.on_back.append(self._bus_back)
@@ -78,17 +78,20 @@ class App:
             journal.send(journal.Event.DEFINITION_REJECTED, str(problem))
         journal.send(journal.Event.AGENT_STARTED, f"cleat started, {adopted} containers taken over")
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self.bus.run()), group.create_task(self._watchdog())]
+            tasks = [group.create_task(work) for work in (self.bus.run(), self._watchdog())]
             first = group.create_task(self._reconcile())
             await self._launched(first)
             self.notify.ready(self._summary())
             self.fd_store.close_rest(is_ours)
             await self._start_target()
+            if os.geteuid() == 0:
+                tasks.append(group.create_task(self.handles.run()))
             await self._ended.wait()
             self.notify.stopping("leaving the containers as they are")
             first.cancel()
             for task in tasks:
                 task.cancel()
+        await self.operations.sessions.leave()
         await self.agent.leave()
         self.bus.close()
         journal.send(journal.Event.AGENT_STOPPING, "cleat stopped, its containers run on")
@@ -134,7 +137,7 @@ class App:
 
     async def _launched(self, first: asyncio.Task[None]) -> None:
         """Wait until the first plan is carried out so far that nothing is being launched: readiness may take long."""
-        waits = {asyncio.create_task(event.wait()) for event in (self._launches_done, self._ended)}
+        waits = {asyncio.create_task(event.wait()) for event in (self.agent.idle, self._ended)}
         await asyncio.wait({first, *waits}, timeout=_FIRST_RECONCILE_SEC, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
@@ -163,8 +166,6 @@ class App:
 
     def _status_changed(self, supervisor: Supervisor) -> None:
         self.handles.changed(supervisor)
-        if not self._launches_done.is_set() and not self.agent.is_launching:
-            self._launches_done.set()
         if not self._status_due:
             self._status_due = True
             asyncio.get_running_loop().call_later(0.1, self._tell_status)

@@ -6,14 +6,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
+from agent.container import figures
+from agent.container.attach import attach_point
+from agent.container.launch import Running
+from agent.container.supervisor import Supervisor
 from agent.daemon import info
 from agent.daemon.agent import Agent
 from agent.daemon.handles import Handles
-from agent.errors import CleatError, InvalidArgument, Unsupported
+from agent.daemon.sessions import Sessions
+from agent.errors import CleatError, InvalidArgument, InvalidState, Unsupported
 
 _DEFAULT_TIMEOUT = 2**64 - 1
 _USEC = 1_000_000
@@ -22,9 +28,12 @@ _USEC = 1_000_000
 class Operations:
     """One method per row of api.py; the first argument is the caller's bus name."""
 
-    def __init__(self, agent: Agent, handles: Handles) -> None:
+    def __init__(self, agent: Agent, handles: Handles, peer_uid: Callable[[str], Awaitable[int]]) -> None:
         self.agent = agent
         self.handles = handles
+        self.sessions = Sessions(agent.host)
+        agent.on_change.append(self.sessions.container_changed)
+        self._peer_uid = peer_uid
         self.subscribers: set[str] = set()
 
     async def status(self, caller: str, names: list[str]) -> str:
@@ -100,28 +109,48 @@ class Operations:
         return json.dumps(await info.gather(self.agent))
 
     async def stats(self, caller: str, names: list[str]) -> str:
-        return self._missing("stats")
+        """Of the named containers, which must run, or of all that do."""
+        if names:
+            chosen = [(name, self._running(self.agent.supervisor(name), "measure")) for name in names]
+        else:
+            every = sorted(self.agent.supervisors.items())
+            chosen = [(name, s.running) for name, s in every if s.running is not None and s.state.is_up]
+        found = [figures.stats(name, running) for name, running in chosen]
+        return msgspec.json.encode(found).decode()
 
     async def top(self, caller: str, name: str) -> str:
-        return self._missing("top")
+        running = self._running(self.agent.supervisor(name), "look into")
+        return msgspec.json.encode(figures.top(running)).decode()
+
+    @staticmethod
+    def _running(supervisor: Supervisor, verb: str) -> Running:
+        if supervisor.running is None or not supervisor.state.is_up:
+            raise InvalidState(
+                f"cannot {verb} it: it is {supervisor.state}",
+                container=supervisor.name,
+                hint=f"cleat start {supervisor.name}",
+            )
+        return supervisor.running
 
     async def exec_create(self, caller: str, name: str, options: str) -> tuple[str, str, str]:
-        self._missing("exec")
-        return "", "", ""
+        owner = await self._peer_uid(caller)
+        session = await self.sessions.create(self.agent.supervisor(name), options, owner)
+        return session.id, session.attach_socket, session.control
 
     async def exec_start(self, caller: str, session: str) -> None:
-        self._missing("exec")
+        await self.sessions.get(session, await self._peer_uid(caller)).start()
 
     async def exec_wait(self, caller: str, session: str) -> int:
-        self._missing("exec")
-        return 0
+        return await self.sessions.get(session, await self._peer_uid(caller)).wait()
 
     async def exec_kill(self, caller: str, session: str, signum: int) -> None:
-        self._missing("exec")
+        await self.sessions.kill(session, signum, await self._peer_uid(caller))
 
     async def attach(self, caller: str, name: str) -> tuple[str, str, bool]:
-        self._missing("attach")
-        return "", "", False
+        supervisor = self.agent.supervisor(name)
+        running = self._running(supervisor, "attach to")
+        point = attach_point(self.agent.host, supervisor.definition.container, running)
+        return point.socket, point.control, point.is_terminal
 
     async def checkpoint(self, caller: str, name: str, options: str) -> str:
         return self._missing("checkpoint")

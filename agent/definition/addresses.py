@@ -26,9 +26,10 @@ class Family(StrEnum):
 
 
 class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to listen. `host`, `scope` and `port` for IP, `path` for unix ("@name" is abstract), `cid` and `port` for vsock.
+    """Where to listen: `host`, `scope` and `port` for IP, `path` for unix, `cid` and `port` for vsock.
 
-    A bare port is all of IPv6 and, as long as bind_ipv6_only does not forbid it, of IPv4; `wildcard` is true then.
+    A path "@name" is abstract. A bare port is all of IPv6 and, as long as bind_ipv6_only does not forbid it, of IPv4;
+    `wildcard` is true then.
     """
 
     family: Family
@@ -92,9 +93,7 @@ def parse_fifo(text: str) -> ListenAddress:
 
 def _unix(text: str) -> ListenAddress:
     if len(text.encode(errors="surrogateescape")) > SUN_PATH_MAX:
-        raise InvalidValue(
-            f"{shown(text)} is too long for a socket", f"it may have at most {SUN_PATH_MAX} bytes"
-        )
+        raise InvalidValue(f"{shown(text)} is too long for a socket", f"it may have at most {SUN_PATH_MAX} bytes")
     if text in {"/", "@"}:
         raise InvalidValue(f"{shown(text)} names no socket", "write the socket's whole path")
     return ListenAddress(family=Family.UNIX, path=text if text.startswith("@") else _clean_path(text))
@@ -102,9 +101,7 @@ def _unix(text: str) -> ListenAddress:
 
 def _clean_path(text: str) -> str:
     if text.endswith("/") or ".." in text.split("/"):
-        raise InvalidValue(
-            f"{shown(text)} is not the path of a socket", "write an absolute path without '..'"
-        )
+        raise InvalidValue(f"{shown(text)} is not the path of a socket", "write an absolute path without '..'")
     return text
 
 
@@ -133,9 +130,7 @@ def check_ip(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
-        raise InvalidValue(
-            f"{shown(text)} is not an IP address", 'write for example "10.0.0.2" or "fd00::2"'
-        ) from None
+        raise InvalidValue(f"{shown(text)} is not an IP address", 'write for example "10.0.0.2" or "fd00::2"') from None
 
 
 class Protocol(StrEnum):
@@ -170,9 +165,7 @@ def parse_publish(text: str) -> PortMapping:
         )
     protocol = found["protocol"] or "tcp"
     if protocol not in set(Protocol):
-        raise InvalidValue(
-            f"{shown(text)}: unknown protocol {shown(protocol)}", "protocols are tcp, udp and sctp"
-        )
+        raise InvalidValue(f"{shown(text)}: unknown protocol {shown(protocol)}", "protocols are tcp, udp and sctp")
     container, count = _range(text, found["container"])
     host, host_count = _range(text, found["host"]) if found["host"] else (0, count)
     if host_count != count:
@@ -180,9 +173,7 @@ def parse_publish(text: str) -> PortMapping:
             f"{shown(text)}: the two ranges have {host_count} and {count} ports", "make them equally long"
         )
     ip = _ip(text, found["ip6"], 6) if found["ip6"] else _ip(text, found["ip4"], 4) if found["ip4"] else ""
-    return PortMapping(
-        container_port=container, host_port=host, host_ip=ip, count=count, protocol=Protocol(protocol)
-    )
+    return PortMapping(container_port=container, host_port=host, host_ip=ip, count=count, protocol=Protocol(protocol))
 
 
 def _range(text: str, ports: str) -> tuple[int, int]:

@@ -72,7 +72,7 @@ class AgentConfig(Table, frozen=True, kw_only=True):
     """One agent's settings."""
 
     conmon_path: tuple[HostPath, ...] = CONMON_PATHS
-    conmon_environment: Annotated[dict[str, str], kind("environment")] = {}
+    conmon_environment: Annotated[dict[str, str], kind("environment")] = msgspec.field(default_factory=dict)
     default_runtime: Annotated[str, kind("runtime")] = "crun"
     default_slice: Annotated[str, kind("slice")] = "cleat.slice"
     log_level: LogLevel = LogLevel.INFO

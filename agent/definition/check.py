@@ -117,7 +117,9 @@ def _tools(container: Container, config: AgentConfig) -> Iterator[Problem]:
         yield Problem(("runtime", "name"), f"the runtime {shown(name)} is not installed", hint)
     if not any(_is_program(path) for path in config.conmon_path):
         places = ", ".join(config.conmon_path)
-        yield Problem((), f"conmon is not installed: looked at {places}", "install conmon, or set conmon_path in cleat.toml")
+        yield Problem(
+            (), f"conmon is not installed: looked at {places}", "install conmon, or set conmon_path in cleat.toml"
+        )
 
 
 def find_runtime(name: str, config: AgentConfig) -> str:
@@ -233,7 +235,9 @@ def _secret(path: str, key: KeyPath, *, is_plain: bool) -> Iterator[Problem]:
 def _sockets(container: Container, config: AgentConfig) -> Iterator[Problem]:
     for i, socket in enumerate(container.socket):
         if socket.socket_user and not _has_user(socket.socket_user):
-            yield Problem(("socket", i, "socket_user"), f'there is no user "{socket.socket_user}"', "useradd(8) makes one")
+            yield Problem(
+                ("socket", i, "socket_user"), f'there is no user "{socket.socket_user}"', "useradd(8) makes one"
+            )
         if socket.socket_group and not _has_group(socket.socket_group):
             hint = "groupadd(8) makes one"
             yield Problem(("socket", i, "socket_group"), f'there is no group "{socket.socket_group}"', hint)

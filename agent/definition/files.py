@@ -63,8 +63,7 @@ def read(path: str, limit: int) -> tuple[bytes, os.stat_result]:
     try:
         found = os.fstat(fd)
         check_regular(found, limit)
-        with open(fd, "rb", buffering=0, closefd=False) as file:
-            content = _read_up_to(file.read, limit)
+        content = _read_up_to(fd, limit)
     except OSError as e:
         raise unreadable(path, e) from e
     finally:
@@ -72,14 +71,14 @@ def read(path: str, limit: int) -> tuple[bytes, os.stat_result]:
     return content, found
 
 
-def _read_up_to(read: object, limit: int) -> bytes:
+def _read_up_to(fd: int, limit: int) -> bytes:
     content = b""
     while len(content) <= limit:
-        chunk = read(limit + 1 - len(content))  # type: ignore[operator]
+        chunk = os.read(fd, limit + 1 - len(content))
         if not chunk:
             return content
         content += chunk
-    raise Unusable(f"it has more than {limit} bytes", "it grew while it was read")
+    raise Unusable(f"has more than {limit} bytes", "it grew while it was read")
 
 
 def check_regular(found: os.stat_result, limit: int) -> None:
@@ -106,7 +105,9 @@ def _kind(mode: int) -> str:
 def unreadable(path: str, error: OSError) -> Unusable:
     """The reason for a failed open(2) or stat(2)."""
     if error.errno == errno.ENOENT and os.path.islink(path):
-        return Unusable(f"is a symlink to {shown(os.readlink(path))}, which does not exist", "remove it, or its target is missing")
+        return Unusable(
+            f"is a symlink to {shown(os.readlink(path))}, which does not exist", "remove it, or its target is missing"
+        )
     if error.errno == errno.ENXIO:
         return Unusable("is a socket or a fifo and not a regular file", "remove it")
     if error.errno == errno.ELOOP:

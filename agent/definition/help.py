@@ -48,7 +48,7 @@ DEFINITION: Mapping[str, str] = {
     "service.restart_force_exit_status": "Exit statuses and signals after which it is restarted in any case",
     "service.reload_signal": "Signal that cleat reload sends",
     "service.reload_command": "Command that cleat reload runs inside the container",
-    "service.notify": "Who says that it is ready: conmon (it runs), container (sd_notify), healthy, ignore (conmon, silently)",
+    "service.notify": "Who says that it is ready: conmon (it runs), container (sd_notify), healthy, ignore",
     "service.watchdog_sec": "Time within which the container must send WATCHDOG=1; 0 = no watchdog",
     "service.file_descriptor_store_max": "Number of file descriptors that the container may leave with the agent",
     "socket.name": "Name of the socket in LISTEN_FDNAMES",

@@ -8,14 +8,14 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.definition import resources
+from agent.definition import limits, resources
 from agent.definition.model import Container, Resources, Table
 from agent.definition.values import nearest, shown
 
 KeyPath = tuple[str | int, ...]
 _LOADER_KEYS = {"name", "source"}
 
-RESOURCE_KEYS = (*resources.ROWS, "oom_score_adjust", *(f"limit_{name}" for name in resources.LIMITS))
+RESOURCE_KEYS = (*resources.ROWS, "oom_score_adjust", *(f"limit_{name}" for name in limits.LIMITS))
 
 # What other tools call it: compose, Quadlet, docker run, systemd.service(5).
 _ELSEWHERE: Mapping[str, str] = {

@@ -86,9 +86,7 @@ KINDS: dict[str, Kind] = {
         {"type": "string", "pattern": "^[0-7]{1,5}$"},
     ),
     "signal": Kind(_TEXT_OR_NUMBER, 'a signal such as "SIGTERM"', values.parse_signal, _SIGNAL),
-    "exit_status": Kind(
-        _TEXT_OR_NUMBER, 'an exit status such as 143 or "SIGTERM"', values.parse_exit_status, _SIGNAL
-    ),
+    "exit_status": Kind(_TEXT_OR_NUMBER, 'an exit status such as 143 or "SIGTERM"', values.parse_exit_status, _SIGNAL),
     "host_path": Kind(_TEXT, "an absolute path", words.path, _ABSOLUTE),
     "container_path": Kind(_TEXT, "an absolute path inside the container", words.path, _ABSOLUTE),
     "unmasked_path": Kind(_TEXT, 'an absolute path inside the container, or "ALL"', words.unmasked_path),

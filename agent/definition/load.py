@@ -28,13 +28,10 @@ from agent.definition.values import InvalidValue, check_name, template_of
 from agent.errors import DefinitionRejected
 from agent.paths import SYSTEM, Paths
 
-
 EXAMPLE_INSTANCE = "instance"
 
 
-def read_definition(
-    raw: Mapping[str, Any], name: str, source: str, problems: Problems
-) -> Definition | None:
+def read_definition(raw: Mapping[str, Any], name: str, source: str, problems: Problems) -> Definition | None:
     """A definition from its final table; None when `problems` has more than warnings afterwards. Pure."""
     container = read_table(Container, raw, problems, name=name, source=source)
     check_rules(container, raw, problems)
@@ -62,7 +59,9 @@ def from_raw(raw: Mapping[str, Any], name: str, source: str) -> Definition:
     return Definition(container=container, raw=dict(raw), digest=digest(raw))
 
 
-def parse_text(text: str, name: str, source: str, *, paths: Paths = SYSTEM) -> tuple[Definition | None, tuple[Diagnostic, ...]]:
+def parse_text(
+    text: str, name: str, source: str, *, paths: Paths = SYSTEM
+) -> tuple[Definition | None, tuple[Diagnostic, ...]]:
     """A definition from the text of one file; environment files are read relative to `source`."""
     result = toml.read_text(text.removeprefix("\ufeff"))
     if isinstance(result, toml.SyntaxFault):
@@ -140,7 +139,8 @@ class _Environment:
             raise Unusable("is not UTF-8", "save it as UTF-8") from e
         variables, faults = env_file.parse(text)
         self.diagnostics += [
-            Diagnostic(file=path, line=fault.line, reason=fault.reason, hint=fault.hint, container=name) for fault in faults
+            Diagnostic(file=path, line=fault.line, reason=fault.reason, hint=fault.hint, container=name)
+            for fault in faults
         ]
         return variables
 
@@ -214,7 +214,9 @@ class Loader:
         problems: dict[str, list[Problem]] = {}
         for name, problem in graph.problems(containers, others=found.files):
             problems.setdefault(name, []).append(problem)
-        return tuple(d for name, mine in problems.items() for d in merge.diagnose(mine, self._sources_of(name, found), name))
+        return tuple(
+            d for name, mine in problems.items() for d in merge.diagnose(mine, self._sources_of(name, found), name)
+        )
 
     def _sources_of(self, name: str, found: Survey) -> list[Source]:
         file = found.files.get(name) or found.files[template_of(name)]

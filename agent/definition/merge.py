@@ -41,11 +41,9 @@ def has(raw: Mapping[str, Any], path: KeyPath) -> bool:
     """Whether a table has a value at this path."""
     value: Any = raw
     for part in path:
-        if isinstance(value, dict) and part in value:
+        try:
             value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = value[part]
-        else:
+        except (KeyError, IndexError, TypeError):
             return False
     return True
 
@@ -68,9 +66,7 @@ def diagnose(problems: Iterable[Problem], sources: Sequence[Source], container: 
     return sorted(found, key=lambda d: (order.get(d.file, -1), d.line, d.column))
 
 
-def _diagnostic(
-    problem: Problem, sources: Sequence[Source], container: str, scans: dict[str, Positions]
-) -> Diagnostic:
+def _diagnostic(problem: Problem, sources: Sequence[Source], container: str, scans: dict[str, Positions]) -> Diagnostic:
     source = origin(sources, problem.path) or (sources[0] if sources else None)
     position = Position()
     if source is not None:

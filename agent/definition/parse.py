@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from agent.definition import keys, resources
+from agent.definition import keys, limits, resources
 from agent.definition.kinds import KINDS, MAPS, Kind, MapKind, has_type, rewrite_hint, toml_type
 from agent.definition.model import Resources, Table
 from agent.definition.values import InvalidValue, nearest_hint, shown
@@ -111,12 +111,12 @@ def _unknown(key: str, path: KeyPath, known: Iterable[str], problems: Problems) 
 
 def _reader(annotation: Any) -> Reader:
     extra: Mapping[str, Any] = {}
-    limits: tuple[int | None, int | None] = (None, None)
+    bounds: tuple[int | None, int | None] = (None, None)
     if typing.get_origin(annotation) is Annotated:
         annotation, *metadata = typing.get_args(annotation)
         for meta in metadata:
             extra = meta.extra or extra
-            limits = (meta.ge, meta.le)
+            bounds = (meta.ge, meta.le)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in {types.UnionType, typing.Union}:
         return _reader(next(a for a in arguments if a is not type(None)))
@@ -131,10 +131,10 @@ def _reader(annotation: Any) -> Reader:
     if issubclass(annotation, StrEnum):
         return functools.partial(_enum, annotation)
     name = extra.get("kind") or {bool: "boolean", int: "integer", str: "line", float: "time_span"}[annotation]
-    return functools.partial(_scalar, KINDS[name], limits)
+    return functools.partial(_scalar, KINDS[name], bounds)
 
 
-def _scalar(kind: Kind, limits: tuple[int | None, int | None], value: Any, path: KeyPath, problems: Problems) -> Any:
+def _scalar(kind: Kind, bounds: tuple[int | None, int | None], value: Any, path: KeyPath, problems: Problems) -> Any:
     if not has_type(value, kind.types):
         hint = _quoting_hint(path, value) or rewrite_hint(value, wants_list=False) * (str in kind.types)
         return _note(problems, Problem(path, f"expected {kind.expected}, not {toml_type(value)}", hint))
@@ -142,7 +142,7 @@ def _scalar(kind: Kind, limits: tuple[int | None, int | None], value: Any, path:
         result = kind.parse(value)
     except InvalidValue as e:
         return _note(problems, Problem(path, e.reason, e.hint))
-    low, high = limits
+    low, high = bounds
     if low is not None and high is not None and not low <= result <= high:
         return _note(problems, Problem(path, f"{result} is out of range", f"it is from {low} to {high}"))
     return result
@@ -200,7 +200,7 @@ def _no_table(value: object, path: KeyPath) -> Problem:
 def _map_reader(kind: MapKind) -> Reader:
     def read_map(value: Any, path: KeyPath, problems: Problems) -> Any:
         if not isinstance(value, dict):
-            hint = "write { NAME = \"value\" }"
+            hint = 'write { NAME = "value" }'
             return _note(problems, Problem(path, f"expected a table, not {toml_type(value)}", hint))
         if len(value) > ITEMS_MAX:
             return _note(problems, Problem(path, f"has {len(value)} entries", f"at most {ITEMS_MAX} are allowed"))
@@ -238,40 +238,43 @@ def _free_reader(read: Reader) -> Reader:
 def _resources(value: Any, path: KeyPath, problems: Problems) -> Any:
     if not isinstance(value, dict):
         return _note(problems, _no_table(value, path))
-    properties: dict[str, str] = {}
-    limits: dict[str, tuple[int, int]] = {}
-    adjust: int | None = None
-    for key, each in value.items():
-        here = (*path, key)
-        limit = key.removeprefix("limit_")
-        if key in resources.ROWS:
-            text = _resource(resources.ROWS[key], each, here, problems)
-            if text is not None:
-                properties[key] = text
-        elif key.startswith("limit_") and limit in resources.LIMITS:
-            parse = functools.partial(resources.parse_limit, limit)
-            found = _checked(parse, (str, int), resources.LIMIT_EXPECTED, each, here, problems)
-            if found is not FAILED:
-                limits[limit] = found
-        elif key == "oom_score_adjust":
-            found = _checked(resources.parse_oom_score_adjust, (int,), "an integer", each, here, problems)
-            adjust = found if found is not FAILED else None
-        else:
-            _note(problems, _unknown(key, path, keys.RESOURCE_KEYS, problems))
-    return Resources(properties=properties, limits=limits, oom_score_adjust=adjust)
+    found = {key: _resource_key(key, each, path, problems) for key, each in value.items()}
+    good = {key: each for key, each in found.items() if each is not FAILED}
+    return Resources(
+        properties={key: each for key, each in good.items() if key in resources.ROWS},
+        limits={key.removeprefix("limit_"): each for key, each in good.items() if key.startswith("limit_")},
+        oom_score_adjust=good.get("oom_score_adjust"),
+    )
 
 
-def _resource(row: resources.Row, value: Any, path: KeyPath, problems: Problems) -> str | None:
+def _resource_key(key: str, value: Any, path: KeyPath, problems: Problems) -> Any:
+    here = (*path, key)
+    limit = key.removeprefix("limit_")
+    if key in resources.ROWS:
+        return _resource(resources.ROWS[key], value, here, problems)
+    if key.startswith("limit_") and limit in limits.LIMITS:
+        parse = functools.partial(limits.parse_limit, limit)
+        return _checked(parse, (str, int), limits.EXPECTED, value, here, problems)
+    if key == "oom_score_adjust":
+        return _checked(limits.parse_oom_score_adjust, (int,), "an integer", value, here, problems)
+    return _note(problems, _unknown(key, path, keys.RESOURCE_KEYS, problems))
+
+
+def _resource(row: resources.Row, value: Any, path: KeyPath, problems: Problems) -> Any:
     """The text of one row, the entries of a list on lines of their own."""
     if not row.is_list or not isinstance(value, list):
-        text = _checked(row.parse, row.types, row.expected, value, path, problems)
-        return None if text is FAILED else str(text)
+        return _checked(row.parse, row.types, row.expected, value, path, problems)
     texts = [_checked(row.parse, row.types, row.expected, v, (*path, i), problems) for i, v in enumerate(value)]
-    return None if FAILED in texts else "\n".join(texts)
+    return FAILED if FAILED in texts else "\n".join(texts)
 
 
 def _checked(
-    parse: Callable[[Any], Any], accepted: tuple[type, ...], expected: str, value: Any, path: KeyPath, problems: Problems
+    parse: Callable[[Any], Any],
+    accepted: tuple[type, ...],
+    expected: str,
+    value: Any,
+    path: KeyPath,
+    problems: Problems,
 ) -> Any:
     return _scalar(Kind(accepted, expected, parse), (None, None), value, path, problems)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The [resources] table: one row per key, from the text of a definition to the property of a scope; pure.
+"""The limits of a scope in [resources]: one row per key, from its text to the property of a scope; pure.
 
-Keys are systemd.resource-control(5)'s in snake case, and the limits of systemd.exec(5). Properties are what
+Keys are systemd.resource-control(5)'s in snake case; limits.py has those of systemd.exec(5). Properties are what
 StartTransientUnit takes for them (org.freedesktop.systemd1(5)), built as systemctl(1) set-property builds them:
 percentages of the host become the ...Scale properties, fractions of 2^32 - 1.
 """
@@ -22,7 +22,6 @@ from agent.definition.values import InvalidValue, nearest_hint, shown
 INFINITY = 2**64 - 1
 _SCALE = 2**32 - 1
 _USEC = 1_000_000
-RLIM_INFINITY = -1
 
 
 class Property(NamedTuple):
@@ -78,10 +77,10 @@ def _memory(value: str | int) -> str:
 def _tasks(value: str | int) -> str:
     if value == "infinity" or (isinstance(value, str) and _share(value) is not None):
         return str(value)
-    return _whole(value, 1, 2**63 - 1)
+    return whole_number(value, 1, 2**63 - 1)
 
 
-def _whole(value: str | int, low: int, high: int) -> str:
+def whole_number(value: str | int, low: int, high: int) -> str:
     text = str(value).strip()
     if not re.fullmatch(r"[0-9]{1,20}", text, re.ASCII) or not low <= int(text) <= high:
         raise InvalidValue(f"{shown(value)} is not a number from {low} to {high}")
@@ -89,7 +88,7 @@ def _whole(value: str | int, low: int, high: int) -> str:
 
 
 def _weight(value: str | int) -> str:
-    return _whole(value, 1, 10_000)
+    return whole_number(value, 1, 10_000)
 
 
 def _cpu_weight(value: str | int) -> str:
@@ -142,11 +141,7 @@ def _device_weight(value: str) -> str:
     return _device_and(value, _weight)
 
 
-def _bandwidth(value: str) -> str:
-    return _device_and(value, lambda text: text if text == "infinity" else str(values.parse_size(text, base=1000)))
-
-
-def _operations(value: str) -> str:
+def _rate(value: str) -> str:
     return _device_and(value, lambda text: text if text == "infinity" else str(values.parse_size(text, base=1000)))
 
 
@@ -197,10 +192,10 @@ def _per_second(name: str, text: str) -> tuple[Property, ...]:
 
 
 def _microseconds(name: str, text: str) -> tuple[Property, ...]:
-    return (Property(name, "t", _to_usec(text)),)
+    return (Property(name, "t", to_usec(text)),)
 
 
-def _to_usec(text: str) -> int:
+def to_usec(text: str) -> int:
     seconds = values.parse_time_span(text)
     return INFINITY if math.isinf(seconds) else round(seconds * _USEC)
 
@@ -219,7 +214,7 @@ def _device_numbers(name: str, text: str) -> tuple[Property, ...]:
 
 def _device_times(name: str, text: str) -> tuple[Property, ...]:
     pairs = [entry.split(" ", 1) for entry in text.splitlines()]
-    return (Property(name, "a(st)", [[path, _to_usec(span)] for path, span in pairs]),)
+    return (Property(name, "a(st)", [[path, to_usec(span)] for path, span in pairs]),)
 
 
 def _flag(name: str, text: str) -> tuple[Property, ...]:
@@ -321,7 +316,16 @@ ROWS: dict[str, Row] = {
         _flag_row("memory_accounting", "MemoryAccounting", "memory"),
         _weight_row("cpu_weight", "CPUWeight", "cpu"),
         _weight_row("startup_cpu_weight", "StartupCPUWeight", "cpu"),
-        _row("cpu_quota", "CPUQuotaPerSecUSec", "cpu", "a percentage of one CPU", _quota, _per_second, ("t", INFINITY), (str, int, float)),
+        _row(
+            "cpu_quota",
+            "CPUQuotaPerSecUSec",
+            "cpu",
+            "a percentage of one CPU",
+            _quota,
+            _per_second,
+            ("t", INFINITY),
+            (str, int, float),
+        ),
         _row(
             "cpu_quota_period_sec",
             "CPUQuotaPeriodUSec",
@@ -342,10 +346,10 @@ ROWS: dict[str, Row] = {
         _weight_row("io_weight", "IOWeight", "io"),
         _weight_row("startup_io_weight", "StartupIOWeight", "io"),
         _device_row("io_device_weight", "IODeviceWeight", _device_weight),
-        _device_row("io_read_bandwidth_max", "IOReadBandwidthMax", _bandwidth),
-        _device_row("io_write_bandwidth_max", "IOWriteBandwidthMax", _bandwidth),
-        _device_row("io_read_iops_max", "IOReadIOPSMax", _operations),
-        _device_row("io_write_iops_max", "IOWriteIOPSMax", _operations),
+        _device_row("io_read_bandwidth_max", "IOReadBandwidthMax", _rate),
+        _device_row("io_write_bandwidth_max", "IOWriteBandwidthMax", _rate),
+        _device_row("io_read_iops_max", "IOReadIOPSMax", _rate),
+        _device_row("io_write_iops_max", "IOWriteIOPSMax", _rate),
         _device_row("io_device_latency_target_sec", "IODeviceLatencyTargetUSec", _latency, _device_times),
         _flag_row("io_accounting", "IOAccounting", "io"),
         _flag_row("ip_accounting", "IPAccounting"),
@@ -398,72 +402,3 @@ def changed_properties(old: Resources, new: Resources) -> tuple[Property, ...]:
 def needed_controllers(resources: Resources) -> frozenset[str]:
     """The cgroup controllers that must be there for all of it to work."""
     return frozenset(ROWS[key].controller for key in resources.properties if key in ROWS) - {""}
-
-
-# Limits of processes: systemd.exec(5), LimitNOFILE= and so on
-
-LIMITS: dict[str, str] = {
-    "as": "size",
-    "core": "size",
-    "cpu": "seconds",
-    "data": "size",
-    "fsize": "size",
-    "locks": "number",
-    "memlock": "size",
-    "msgqueue": "size",
-    "nice": "number",
-    "nofile": "number",
-    "nproc": "number",
-    "rss": "size",
-    "rtprio": "number",
-    "rttime": "microseconds",
-    "sigpending": "number",
-    "stack": "size",
-}
-"""getrlimit(2) by name, and what a plain number counts."""
-
-LIMIT_EXPECTED = 'a limit such as 1024, "1024:4096" or "infinity"'
-
-
-def parse_limit(name: str, value: str | int) -> tuple[int, int]:
-    """(soft, hard) of "1024:4096"; one value is both. RLIM_INFINITY is -1."""
-    text = str(value)
-    soft_text, colon, hard_text = text.partition(":")
-    soft = _limit(name, soft_text)
-    hard = _limit(name, hard_text) if colon else soft
-    if hard != RLIM_INFINITY and (soft == RLIM_INFINITY or soft > hard):
-        raise InvalidValue(f"{shown(value)}: the soft limit is above the hard one", "write SOFT:HARD")
-    return soft, hard
-
-
-def _limit(name: str, text: str) -> int:
-    text = text.strip()
-    if text == "infinity":
-        return RLIM_INFINITY
-    match LIMITS[name]:
-        case "size":
-            return values.parse_size(text)
-        case "seconds":
-            return _bounded(math.ceil(values.parse_time_span(text)))
-        case "microseconds":
-            return _bounded(_microseconds_of(text))
-        case _:
-            return int(_whole(text, 0, 2**63 - 1))
-
-
-def _microseconds_of(text: str) -> int:
-    """LimitRTTIME= counts microseconds where no unit is given."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else _to_usec(text)
-
-
-def _bounded(number: int) -> int:
-    if number > 2**63 - 1:
-        raise InvalidValue("too large for a limit", 'write "infinity"')
-    return number
-
-
-def parse_oom_score_adjust(value: int) -> int:
-    """proc_pid_oom_score_adj(5)."""
-    if not -1000 <= value <= 1000:
-        raise InvalidValue(f"{value} is not from -1000 to 1000")
-    return value

@@ -31,7 +31,9 @@ Rule = Callable[[Container, Raw], Iterator[Problem]]
 
 def check_rules(container: Container, raw: Raw, problems: Problems) -> None:
     """Add to `problems` what contradicts."""
-    doubtful = {_dotted(problem.path) for problem in problems} | {problem.meant for problem in problems if problem.meant}
+    doubtful = {_dotted(problem.path) for problem in problems} | {
+        problem.meant for problem in problems if problem.meant
+    }
     for rule, reads in RULES:
         if not any(_touches(key, bad) for key in reads for bad in doubtful):
             problems += rule(container, raw)
@@ -58,14 +60,18 @@ def _root(container: Container, raw: Raw) -> Iterator[Problem]:
     if not given:
         empty = next((key for key in ("image", "rootfs", "bundle") if key in raw), "")
         path = (empty,) if empty else ()
-        yield Problem(path, "one of image, rootfs and bundle is needed", 'write for example image = "docker.io/library/nginx"')
+        yield Problem(
+            path, "one of image, rootfs and bundle is needed", 'write for example image = "docker.io/library/nginx"'
+        )
     for extra in given[1:]:
         yield Problem((extra,), f"{given[0]} and {extra} are both given", "keep one of image, rootfs and bundle")
 
 
 def _command(container: Container, raw: Raw) -> Iterator[Problem]:
     if container.rootfs and not (container.command or container.entrypoint):
-        yield Problem(("rootfs",), "there is no command to run in it", 'write for example command = ["/bin/httpd", "-f"]')
+        yield Problem(
+            ("rootfs",), "there is no command to run in it", 'write for example command = ["/bin/httpd", "-f"]'
+        )
     for key in ("command", "entrypoint"):
         words = getattr(container, key)
         if words and not words[0]:
@@ -76,19 +82,24 @@ def _writable(container: Container, raw: Raw) -> Iterator[Problem]:
     if container.rootfs_writable and not container.rootfs:
         yield Problem(("rootfs_writable",), "there is no rootfs", "remove it; images and bundles are not changed")
     if container.rootfs in {"/", "/usr", "/etc", "/proc", "/sys", "/dev", "/run"}:
-        yield Problem(("rootfs",), f"{container.rootfs} belongs to the host", "copy what is needed into a folder of its own")
+        yield Problem(
+            ("rootfs",), f"{container.rootfs} belongs to the host", "copy what is needed into a folder of its own"
+        )
 
 
 _BUNDLE_DECIDES = (
-    "entrypoint command user groups working_directory hostname timezone init stdin terminal mount security"
-).split()
+    "entrypoint", "command", "user", "groups", "working_directory", "hostname", "timezone", "init", "stdin",
+    "terminal", "mount", "security",
+)  # fmt: skip
 
 
 def _bundle(container: Container, raw: Raw) -> Iterator[Problem]:
     if container.bundle:
         for key in _BUNDLE_DECIDES:
             if key in raw:
-                yield Problem((key,), "has no effect with a bundle", "write it into the bundle's config.json", warning=True)
+                yield Problem(
+                    (key,), "has no effect with a bundle", "write it into the bundle's config.json", warning=True
+                )
 
 
 # Service and health
@@ -140,7 +151,9 @@ def _health(container: Container, raw: Raw) -> Iterator[Problem]:
         yield Problem(("health",), "there is no command to check with", "set command in [health], or remove the table")
     for key in ("interval_sec", "timeout_sec", "startup_interval_sec", "startup_timeout_sec"):
         if key in given and not 0 < getattr(container.health, key) < float("inf"):
-            yield Problem(("health", key), "must be above 0 and not infinity", f"the default is {getattr(Health(), key):g}s")
+            yield Problem(
+                ("health", key), "must be above 0 and not infinity", f"the default is {getattr(Health(), key):g}s"
+            )
 
 
 # Network, mounts, credentials
@@ -162,7 +175,9 @@ def _mounts(container: Container, raw: Raw) -> Iterator[Problem]:
         path = ("mount", i)
         if mount.target in {"", "/"}:
             where = (*path, "target") if mount.target else path
-            yield Problem(where, "target is missing" if not mount.target else "target is the root itself", "name a folder")
+            yield Problem(
+                where, "target is missing" if not mount.target else "target is the root itself", "name a folder"
+            )
         elif mount.target in seen:
             yield Problem((*path, "target"), f"{mount.target} is the target of mount[{seen[mount.target]}] too")
         seen.setdefault(mount.target, i)
@@ -179,7 +194,9 @@ def _mount(mount: Mount, path: KeyPath, given: Raw) -> Iterator[Problem]:
     needs_source = mount.type in {MountType.BIND, MountType.VOLUME}
     source = (*path, "source") if "source" in given else path
     if needs_source and not mount.source:
-        yield Problem(source, "source is missing", "name the folder of the host" if mount.type is MountType.BIND else "name it")
+        yield Problem(
+            source, "source is missing", "name the folder of the host" if mount.type is MountType.BIND else "name it"
+        )
     elif mount.type is MountType.BIND and (not mount.source.startswith("/") or ".." in mount.source.split("/")):
         hint = 'for a volume write type = "volume"' if "/" not in mount.source else 'write it from "/" on, without ".."'
         yield Problem(source, "the source of a bind mount is an absolute path", hint)
@@ -245,7 +262,9 @@ def _overlap(maps: Iterable[str]) -> int:
     for i, entry in enumerate(maps):
         inside, outside, count = (int(part) for part in entry.split(":"))
         for first, host, length in seen:
-            if (inside < first + length and first < inside + count) or (outside < host + length and host < outside + count):
+            if (inside < first + length and first < inside + count) or (
+                outside < host + length and host < outside + count
+            ):
                 return i
         seen.append((inside, outside, count))
     return 0
@@ -262,9 +281,7 @@ def _sysctls(container: Container, raw: Raw) -> Iterator[Problem]:
             yield Problem(path, f"the container shares the host's {namespace} namespace", "set it in /etc/sysctl.d")
 
 
-_IPC_SYSCTLS = frozenset(
-    {"msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"}
-)
+_IPC_SYSCTLS = frozenset({"msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"})
 
 
 def sysctl_namespace(name: str) -> str:
@@ -323,7 +340,9 @@ def _update(container: Container, raw: Raw) -> Iterator[Problem]:
     if not container.image or container.image.startswith(local):
         yield Problem(("update", "mode"), "there is no registry to ask", 'write mode = "off"')
     elif "@sha" in container.image:
-        yield Problem(("update", "mode"), "an image named by its digest never changes", 'write mode = "off"', warning=True)
+        yield Problem(
+            ("update", "mode"), "an image named by its digest never changes", 'write mode = "off"', warning=True
+        )
 
 
 def _dependencies(container: Container, raw: Raw) -> Iterator[Problem]:

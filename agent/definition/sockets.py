@@ -34,7 +34,9 @@ def check_sockets(container: Container, raw: Mapping[str, Any]) -> Iterator[Prob
         path = ("socket", i)
         given = [key for key in LISTEN_KEYS if getattr(socket, key)]
         if not given:
-            yield Problem(path, "one of listen_stream, listen_datagram, listen_sequential_packet, listen_fifo is needed")
+            yield Problem(
+                path, "one of listen_stream, listen_datagram, listen_sequential_packet, listen_fifo is needed"
+            )
             continue
         for extra in given[1:]:
             yield Problem((*path, extra), f"{given[0]} and {extra} are both given", "write a [[socket]] for each")

@@ -67,7 +67,9 @@ class Specifiers:
             "I": lambda: unescape(instance),
             "j": lambda: prefix.rpartition("-")[2],
             "l": lambda: os.uname().nodename.partition(".")[0],
-            "L": lambda: _root(paths, "/var/log", "XDG_STATE_HOME", ".local/state") + ("/log" if paths != SYSTEM else ""),
+            "L": lambda: (
+                _root(paths, "/var/log", "XDG_STATE_HOME", ".local/state") + ("/log" if paths != SYSTEM else "")
+            ),
             "m": lambda: _read_id("/etc/machine-id"),
             "n": lambda: name,
             "N": lambda: name,

@@ -57,9 +57,7 @@ def parse_time_span(value: str | float) -> float:
     if isinstance(value, str):
         seconds = _span_text(value)
     elif not math.isfinite(value) or value < 0:
-        raise InvalidValue(
-            f"{value} is not a time span", 'write a number of seconds from 0 up, or "infinity"'
-        )
+        raise InvalidValue(f"{value} is not a time span", 'write a number of seconds from 0 up, or "infinity"')
     else:
         seconds = float(value)
     if math.isfinite(seconds) and seconds * 1e6 > _USEC_MAX:
@@ -74,9 +72,7 @@ def _span_text(text: str) -> float:
     while position < len(text) or not text:
         part = _SPAN_PART.match(text, position)
         if part is None:
-            raise InvalidValue(
-                f"{shown(text)} is not a time span", 'write for example "90s", "1min 30s" or "infinity"'
-            )
+            raise InvalidValue(f"{shown(text)} is not a time span", 'write for example "90s", "1min 30s" or "infinity"')
         number, unit = part.groups()
         if unit not in _SECONDS:
             raise InvalidValue(
@@ -112,9 +108,7 @@ def format_time_span(seconds: float) -> str:
 # Sizes
 
 _SIZE_PART = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", re.ASCII)
-_EXPONENTS = {letter: exponent for exponent, letter in enumerate(["", "K", "M", "G", "T", "P", "E"])} | {
-    "B": 0
-}
+_EXPONENTS = {letter: exponent for exponent, letter in enumerate(["", "K", "M", "G", "T", "P", "E"])} | {"B": 0}
 _SIZE_MAX = 2**64 - 1
 
 
@@ -139,9 +133,7 @@ def _size_text(text: str, base: int) -> int:
         if exponent is None:
             raise InvalidValue(f"{shown(text)} is not a size", _size_hint(number, unit))
         if exponent >= last:
-            raise InvalidValue(
-                f"{shown(text)} is not a size", 'parts go from large to small, as in "1G 512M"'
-            )
+            raise InvalidValue(f"{shown(text)} is not a size", 'parts go from large to small, as in "1G 512M"')
         whole, _, fraction = number.partition(".")
         size += int(whole[:24]) * base**exponent if len(whole) <= 24 else _SIZE_MAX + 1
         size += int(f"{fraction or 0}"[:18]) * base**exponent // 10 ** len(fraction[:18])
@@ -267,9 +259,7 @@ def check_name(name: str) -> str:
             f"{shown(name)} is not the name of an instance", "letters, digits, '_', '.', '-' follow the '@'"
         )
     if len(name) > NAME_MAX:
-        raise InvalidValue(
-            f"{shown(name)} is not a container name", f"it may have at most {NAME_MAX} characters"
-        )
+        raise InvalidValue(f"{shown(name)} is not a container name", f"it may have at most {NAME_MAX} characters")
     return name
 
 
@@ -289,7 +279,7 @@ def template_of(name: str) -> str:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """The word most like `word`, or ""."""
-    import difflib  # noqa: PLC0415 - only needed once something is wrong
+    import difflib  # only needed once something is wrong
 
     found = difflib.get_close_matches(word, list(words), 1, 0.6)
     return found[0] if found else ""

@@ -17,25 +17,25 @@ LINE_MAX = 4096
 TEXT_MAX = 128 * 1024 - 1  # the kernel's MAX_ARG_STRLEN, with the NUL that ends it
 PATH_MAX = 4095
 
-CAPABILITIES = tuple(
-    f"CAP_{name}"
-    for name in (
-        "AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE DAC_READ_SEARCH "
-        "FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD NET_ADMIN "
-        "NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT "
-        "SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM"
-    ).split()
-)
+CAPABILITIES = (
+    "CAP_AUDIT_CONTROL", "CAP_AUDIT_READ", "CAP_AUDIT_WRITE", "CAP_BLOCK_SUSPEND", "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID",
+    "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_KILL", "CAP_LEASE", "CAP_LINUX_IMMUTABLE", "CAP_MAC_ADMIN",
+    "CAP_MAC_OVERRIDE", "CAP_MKNOD", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_RAW",
+    "CAP_PERFMON", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYSLOG", "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT", "CAP_SYS_CHROOT", "CAP_SYS_MODULE", "CAP_SYS_NICE", "CAP_SYS_PACCT", "CAP_SYS_PTRACE",
+    "CAP_SYS_RAWIO", "CAP_SYS_RESOURCE", "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_WAKE_ALARM",
+)  # fmt: skip
 """capabilities(7)."""
 
-MOUNT_OPTIONS = frozenset(
-    (
-        "ro rw suid nosuid dev nodev exec noexec sync async dirsync atime noatime diratime nodiratime relatime norelatime "
-        "strictatime nostrictatime bind rbind private rprivate shared rshared slave rslave unbindable runbindable "
-        "rro rrw rnosuid rnodev rnoexec rsuid rdev rexec ratime rnoatime rrelatime rstrictatime "
-        "idmap ridmap tmpcopyup copy nocopy U z Z nosymfollow symfollow silent loud lazytime nolazytime newinstance"
-    ).split()
-)
+MOUNT_OPTIONS = frozenset((
+    "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync", "atime", "noatime",
+    "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "bind", "rbind", "private",
+    "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable", "rro", "rrw", "rnosuid",
+    "rnodev", "rnoexec", "rsuid", "rdev", "rexec", "ratime", "rnoatime", "rrelatime", "rstrictatime", "idmap",
+    "ridmap", "tmpcopyup", "copy", "nocopy", "U", "z", "Z", "nosymfollow", "symfollow", "silent", "loud",
+    "lazytime", "nolazytime", "newinstance",
+))  # fmt: skip
 """mount(8), the OCI runtime spec's and podman's own; what has a "=" is the file system's and passes."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -88,9 +88,7 @@ def path(value: str) -> str:
     if ".." in parts:
         raise InvalidValue(f'{shown(value)} contains ".."', "write the path that is meant")
     if len(value.encode()) > PATH_MAX or any(len(part.encode()) > 255 for part in parts):
-        raise InvalidValue(
-            f"{shown(value)} is too long for a path", f"at most {PATH_MAX} bytes, 255 in each part"
-        )
+        raise InvalidValue(f"{shown(value)} is too long for a path", f"at most {PATH_MAX} bytes, 255 in each part")
     return "/" + "/".join(parts)
 
 
@@ -114,9 +112,7 @@ def seccomp_profile(value: str) -> str:
     if value.startswith("/"):
         return path(value)
     if value not in _SECCOMP:
-        raise InvalidValue(
-            f"{shown(value)} is no seccomp profile", 'write "default", "unconfined" or an absolute path'
-        )
+        raise InvalidValue(f"{shown(value)} is no seccomp profile", 'write "default", "unconfined" or an absolute path')
     return value
 
 
@@ -168,24 +164,18 @@ def word(value: str) -> str:
 
 def fd_name(value: str) -> str:
     """sd_listen_fds_with_names(3): no control characters, no colon."""
-    return _matching(
-        value, _FD_NAME, "a name for a socket", "printable ASCII without spaces and ':', up to 255"
-    )
+    return _matching(value, _FD_NAME, "a name for a socket", "printable ASCII without spaces and ':', up to 255")
 
 
 def interface(value: str) -> str:
-    return _matching(
-        value, _INTERFACE, "a network interface", "at most 15 characters without spaces, '/' and ':'"
-    )
+    return _matching(value, _INTERFACE, "a network interface", "at most 15 characters without spaces, '/' and ':'")
 
 
 def user(value: str) -> str:
     """A name or number of a user or group."""
     if value.isascii() and value.isdigit() and int(value[:11]) > 2**32 - 2:
         raise InvalidValue(f"{shown(value)} is not a user or group", "numbers end at 4294967294")
-    return _matching(
-        value, _USER, "the name or number of a user or group", 'write for example "nginx" or "1000"'
-    )
+    return _matching(value, _USER, "the name or number of a user or group", 'write for example "nginx" or "1000"')
 
 
 def user_group(value: str) -> str:
@@ -200,9 +190,7 @@ def user_group(value: str) -> str:
 def hostname(value: str) -> str:
     """hostname(7): at most 64 characters, labels of letters, digits and inner hyphens."""
     if value and (len(value) > 64 or not all(_HOST_LABEL.fullmatch(part) for part in value.split("."))):
-        raise InvalidValue(
-            f"{shown(value)} is not a host name", "letters, digits and '-' in labels of 63, 64 in all"
-        )
+        raise InvalidValue(f"{shown(value)} is not a host name", "letters, digits and '-' in labels of 63, 64 in all")
     return value
 
 
@@ -213,9 +201,7 @@ def timezone(value: str) -> str:
 def slice_name(value: str) -> str:
     if len(value) > 255 or not value:
         raise InvalidValue(f"{shown(value)} is not a slice", 'write for example "machine.slice"')
-    return _matching(
-        value, _SLICE, "a slice", 'the name ends in ".slice", and "-" stands for a parent slice'
-    )
+    return _matching(value, _SLICE, "a slice", 'the name ends in ".slice", and "-" stands for a parent slice')
 
 
 def runtime(value: str) -> str:
@@ -230,18 +216,14 @@ def runtime(value: str) -> str:
 def credential(value: str) -> str:
     if value in {".", ".."}:
         raise InvalidValue(f"{shown(value)} is not the name of a credential", "it becomes a file's name")
-    return _matching(
-        value, _CREDENTIAL, "the name of a credential", "printable ASCII without spaces, '/' and ':'"
-    )
+    return _matching(value, _CREDENTIAL, "the name of a credential", "printable ASCII without spaces, '/' and ':'")
 
 
 def calendar(value: str) -> str:
     """The form only: systemd.time(7) has the grammar, systemd-analyze(1) checks it."""
     if not value:
         raise InvalidValue("no schedule is given", 'write for example "daily"')
-    return _matching(
-        value, _CALENDAR, "a calendar expression", 'write for example "daily" or "Mon *-*-* 04:00"'
-    )
+    return _matching(value, _CALENDAR, "a calendar expression", 'write for example "daily" or "Mon *-*-* 04:00"')
 
 
 # Images
@@ -252,9 +234,7 @@ _REFERENCE = re.compile(
     r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha(?:256:[0-9a-f]{64}|512:[0-9a-f]{128}))?"
 )
-_TRANSPORT = re.compile(
-    r"(docker|oci|oci-archive|docker-archive|dir|containers-storage|docker-daemon|sif|atomic):(.*)"
-)
+_TRANSPORT = re.compile(r"(docker|oci|oci-archive|docker-archive|dir|containers-storage|docker-daemon|sif|atomic):(.*)")
 
 
 def image(value: str) -> str:
@@ -262,9 +242,7 @@ def image(value: str) -> str:
     line(value, 1024)
     found = _TRANSPORT.fullmatch(value)
     if found and found[1] not in _TRANSPORTS:
-        raise InvalidValue(
-            f"{shown(value)}: {found[1]} is not supported", f"use one of {', '.join(_TRANSPORTS)}"
-        )
+        raise InvalidValue(f"{shown(value)}: {found[1]} is not supported", f"use one of {', '.join(_TRANSPORTS)}")
     if found and found[1] != "docker":
         if not found[2].startswith("/"):
             raise InvalidValue(f"{shown(value)} has no absolute path", f'write "{found[1]}:/PATH"')
@@ -358,9 +336,7 @@ def id_map(value: str) -> str:
     found = _ID_MAP.fullmatch(value)
     inside, outside, count = (int(part) for part in found.groups()) if found else (0, 0, 0)
     if count < 1 or inside + count > 2**32 - 1 or outside + count > 2**32 - 1:
-        raise InvalidValue(
-            f"{shown(value)} is not a mapping of ids", 'write CONTAINER:HOST:COUNT, "0:100000:65536"'
-        )
+        raise InvalidValue(f"{shown(value)} is not a mapping of ids", 'write CONTAINER:HOST:COUNT, "0:100000:65536"')
     return value
 
 
@@ -374,9 +350,7 @@ _SYSCTL = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_-]+)+")
 def variable(key: str, value: str | int) -> str:
     """An environment variable. HOME becomes a line of a passwd file in some runtimes and must be one line."""
     if not _VARIABLE.fullmatch(key):
-        raise InvalidValue(
-            f"{shown(key)} is not the name of a variable", "printable ASCII without spaces and '='"
-        )
+        raise InvalidValue(f"{shown(key)} is not the name of a variable", "printable ASCII without spaces and '='")
     return line(str(value)) if key == "HOME" else text(str(value))
 
 
@@ -390,9 +364,7 @@ def label(key: str, value: str | int) -> str:
 def journal_field(key: str, value: str | int) -> str:
     """conmon(8), --log-label: a journal field of the user, and a value without "="."""
     if not _JOURNAL_FIELD.fullmatch(key):
-        raise InvalidValue(
-            f"{shown(key)} is not a journal field", "capital letters, digits and '_', a letter first"
-        )
+        raise InvalidValue(f"{shown(key)} is not a journal field", "capital letters, digits and '_', a letter first")
     if "=" in str(value):
         raise InvalidValue(f'{shown(value)} contains "="', "conmon does not take that in a label")
     return line(str(value))
@@ -401,9 +373,7 @@ def journal_field(key: str, value: str | int) -> str:
 def sysctl(key: str, value: str | int) -> str:
     """The form, and that it is a parameter of the container's own namespaces: others are the whole host's."""
     if not _SYSCTL.fullmatch(key):
-        raise InvalidValue(
-            f"{shown(key)} is not a kernel parameter", 'write for example "net.core.somaxconn"'
-        )
+        raise InvalidValue(f"{shown(key)} is not a kernel parameter", 'write for example "net.core.somaxconn"')
     return line(str(value))
 
 

@@ -182,28 +182,33 @@ class Scopes:
         body = [[name, Variant(signature, value)] for name, signature, value in properties]
         await self._manager("SetUnitProperties", "sba(sv)", unit, True, body)
 
-    async def start_unit(self, unit: str) -> None:
-        """Queue a start job; its end is not waited for."""
-        await self._manager("StartUnit", "ss", unit, "replace")
+    async def start_unit(self, unit: str, *, wait: bool = False, deadline: float = 90.0) -> None:
+        """Queue a start job, and with `wait` see its end. Raises ScopeFailed, DeadlineExceeded."""
+        await self._run_job("StartUnit", unit, wait=wait, deadline=deadline)
 
     async def stop(self, unit: str, *, wait: bool = True, deadline: float = 90.0) -> None:
-        """Stop a unit and with `wait` see the job's end. A unit that is not loaded counts as stopped."""
+        """Queue a stop job, and with `wait` see its end. A unit that is not loaded counts as stopped."""
+        try:
+            await self._run_job("StopUnit", unit, wait=wait, deadline=deadline)
+        except ScopeFailed as e:
+            if "not loaded" not in e.why:
+                raise
+
+    async def _run_job(self, member: str, unit: str, *, wait: bool, deadline: float) -> None:
+        if not wait:
+            await self._manager(member, "ss", unit, "replace")
+            return
         waiter = self._jobs[unit] = asyncio.get_running_loop().create_future()
         try:
-            try:
-                await self._manager("StopUnit", "ss", unit, "replace")
-            except ScopeFailed as e:
-                if "not loaded" in e.why:
-                    return
-                raise
-            if wait:
-                async with asyncio.timeout(deadline):
-                    await waiter
+            await self._manager(member, "ss", unit, "replace")
+            async with asyncio.timeout(deadline):
+                result = await waiter
         except TimeoutError as e:
-            raise DeadlineExceeded(f"systemd did not stop {unit} within {deadline:g} s") from e
+            raise DeadlineExceeded(f"systemd did not end its job for {unit} within {deadline:g} s") from e
         finally:
-            if wait:
-                self._jobs.pop(unit, None)
+            self._jobs.pop(unit, None)
+        if result != "done":
+            raise ScopeFailed(f"systemd's job for {unit} ended as {result!r}", hint=f"journalctl -u {unit}")
 
     async def reset_failed(self, unit: str) -> None:
         """Forget a failed unit, so that its name can be used again; nothing happens when it is not there."""

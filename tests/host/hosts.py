@@ -258,9 +258,11 @@ def kept_clean(host: Host) -> Iterator[Host]:
 
 
 def _clear(host: Host) -> None:
+    """Takes all containers away, and has a running agent for the next test, whatever this one did to it."""
     clear = f"""
-        rm -rf {DEFINITIONS}/* /run/cleat/containers/*
         systemctl start cleat.service
+        cleat stop --all --time 0  # payloads need not end nicely here
+        rm -rf {DEFINITIONS}/* /run/cleat/containers/*
         cleat reload-agent
         systemctl stop 'cleat@*.service' 'cleat-*.scope'
         systemctl reset-failed

@@ -21,7 +21,7 @@ from pathlib import Path
 WAIT_SEC = 10.0
 RUN, SLICE = Path("/run/cleat"), Path("/sys/fs/cgroup/cleat.slice")
 # inotify(7)
-IN_DELETE, IN_MOVED_FROM, IN_DELETE_SELF, IN_MODIFY = 0x200, 0x40, 0x400, 0x2
+IN_DELETE, IN_MOVED_FROM, IN_DELETE_SELF = 0x200, 0x40, 0x400
 
 
 def scopes() -> list[str]:
@@ -52,10 +52,19 @@ def mounts() -> list[str]:
 
 
 def files() -> list[str]:
-    """Everything in /run/cleat but its top folders, which are the agent's own."""
+    """Everything in /run/cleat but what is not a container's: the agent's folders, the runtimes' roots and caches."""
     if not RUN.is_dir():
         return []
-    return [f"file {path}" for path in RUN.rglob("*") if path.parent != RUN or not path.is_dir()]
+    return [f"file {path}" for path in RUN.rglob("*") if not (path.is_dir() and is_shared(path)) and not is_cache(path)]
+
+
+def is_shared(folder: Path) -> bool:
+    return folder.parent == RUN or folder.parent == RUN / "runtime"
+
+
+def is_cache(path: Path) -> bool:
+    """crun keeps compiled seccomp filters for all containers beside their states."""
+    return ".cache" in path.parts
 
 
 def overlays() -> list[str]:
