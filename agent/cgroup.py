@@ -52,7 +52,8 @@ def directory(path: str) -> Path:
 def is_ours(path: str) -> bool:
     """Whether the path lies in a scope of ours: nothing else may be written, whatever a caller got wrong."""
     parts = path.split("/")
-    return ".." not in parts and any(part.startswith("cleat-") and part.endswith(".scope") for part in parts)
+    scopes = [part for part in parts if part.startswith(("cleat-", "cleat:")) and part.endswith(".scope")]
+    return bool(scopes) and ".." not in parts
 
 
 def move(path: str, pid: int) -> None:
@@ -101,7 +102,7 @@ def remove(path: str) -> None:
 
 
 def read_counter(path: str, file: str, key: str = "") -> int | None:
-    """A number out of a cgroup file: the whole content, or the value of `key` in a flat keyed file. None = not there."""
+    """A number out of a cgroup file: the whole content, or the value of `key` in a flat keyed file; None = absent."""
     try:
         text = Path(directory(path), file).read_text()
     except OSError:

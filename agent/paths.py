@@ -20,6 +20,7 @@ class Paths:
     runtime: Path
     state: Path
     vendor: Path
+    overlays: str = "overlay"
 
     @property
     def agent_config(self) -> Path:
@@ -49,7 +50,7 @@ class Paths:
 
     def overlay(self, container_id: str) -> Path:
         """Upper and work folder of one incarnation's root."""
-        return self.state / "overlay" / container_id
+        return self.state / self.overlays / container_id
 
     @property
     def volumes(self) -> Path:

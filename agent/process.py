@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes: run a tool to its end, spawn with an exact fd table, know and signal a process without trusting its number.
+"""Processes: run a tool to its end, spawn with an exact fd table, know and signal one without trusting its number.
 
 posix_spawn(3) is used for everything: no fork of this process, no code of ours between fork and exec. Ends are seen on
 pidfds (pidfd_open(2)) in the event loop. Every fd of the agent is close-on-exec, so a child has what its table says.
@@ -305,7 +305,8 @@ async def run(
     """Run a tool to its end. The exit code is the caller's to judge; output beyond `limit` bytes each is dropped.
 
     `pass_fds` become the child's fds 3 and up, in order; `on_output` sees all of stdout as it comes. Raises
-    CommandNotFound or CommandNotExecutable when it cannot be run, DeadlineExceeded (the tool is killed and reaped) after `timeout` seconds.
+    CommandNotFound or CommandNotExecutable when it cannot be run, DeadlineExceeded (the tool is killed and reaped)
+    after `timeout` seconds.
     """
     out, err = _Capture(limit, on_output), _Capture(limit)
     stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC) if stdin else (null_fd(), -1)

@@ -9,9 +9,11 @@ container, whatever happens to the agent (mount_namespaces(7)). Only system call
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +22,16 @@ from agent import process
 from agent.errors import CleatError, RuntimeFailed
 
 _CLONE_NEWNS = 0x00020000
-_MS_REC, _MS_SLAVE, _MS_NODEV = 0x4000, 0x80000, 0x4
+_MS_REC, _MS_SLAVE = 0x4000, 0x80000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 0x1, 0x2, 0x4, 0x8, 0x20, 0x1000
+# The same numbers on every architecture that Linux numbers in common (all but alpha).
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_OPEN_TREE_CLONE, _AT_EMPTY_PATH, _MOVE_MOUNT_F_EMPTY_PATH = 0x1, 0x1000, 0x4
+_AT_FDCWD = -100
+_MOUNT_ATTR_IDMAP = 0x100000
+_MOUNT_ATTR = struct.Struct("=QQQQ")  # struct mount_attr of linux/mount.h: set, clear, propagation, userns fd
+# What a layer's author may have put into trusted.overlay.* must not lead anywhere (kernel's overlayfs.rst).
+_OVERLAY_HARDENED = ("redirect_dir=nofollow", "metacopy=off")
 _OPTIONS_MAX = 4095
 _REMOVE_TIMEOUT = 120.0
 
@@ -76,22 +87,108 @@ def overlay_options(lower: Sequence[str], upper: str, work: str, *, extra: Seque
 
 
 def mount_overlay(lower: Sequence[str], upper: str, work: str, target: str) -> None:
-    """Mount an overlay at `target`, in the mount namespace of the moment. Raises RuntimeFailed with the kernel's reason."""
-    options = overlay_options(lower, upper, work)
+    """Mount an overlay at `target`, in the mount namespace of the moment. Raises RuntimeFailed."""
+    options = overlay_options(lower, upper, work, extra=_OVERLAY_HARDENED)
     if len(options) > _OPTIONS_MAX:
-        raise RuntimeFailed(
-            "cannot mount the root", why="its paths are too long for one mount", hint="use shorter paths"
-        )
+        raise RuntimeFailed("cannot mount the root", why="its paths are too long", hint="use shorter paths")
     result = _libc().mount(b"overlay", os.fsencode(target), b"overlay", _MS_NODEV, os.fsencode(options))
-    _check(
-        result,
-        f"cannot mount an overlay of {lower[0]}",
-        "its upper folder must be on a local file system that is no overlay itself; see also rootfs_writable",
-    )
+    if result != 0:
+        why = os.strerror(ctypes.get_errno())
+        raise RuntimeFailed(f"cannot mount an overlay of {lower[0]}", why=why, hint=_overlay_hint(lower[0], upper))
+
+
+def _overlay_hint(lower: str, upper: str) -> str:
+    kinds = file_system_of(lower), file_system_of(upper)
+    if kinds[1] in _UNFIT_FOR_UPPER:
+        return (
+            f"{os.path.dirname(upper)} is on {kinds[1]}, which cannot hold an overlay's changes: "
+            "put /var/lib/cleat on ext4, xfs or btrfs, or set rootfs_writable"
+        )
+    if "xfs" in kinds:
+        return "an xfs must be made with ftype=1: xfs_info; see also dmesg"
+    return f"the file systems are {kinds[0]} and {kinds[1]}; dmesg has the kernel's reason; see also rootfs_writable"
+
+
+_UNFIT_FOR_UPPER = frozenset({"overlay", "nfs", "nfs4", "cifs", "vfat", "fuse", "9p", "ecryptfs", "squashfs"})
+
+
+def file_system_of(path: str) -> str:
+    """The type of the file system a path is on (proc_pid_mountinfo(5)); "unknown" where it cannot be told."""
+    try:
+        device = os.stat(path).st_dev
+        table = Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return "unknown"
+    wanted, real, best = f"{os.major(device)}:{os.minor(device)}", os.path.realpath(path), ("", "unknown")
+    for line in table.splitlines():
+        fields, _, rest = line.partition(" - ")
+        _, _, number, _, point, *_ = fields.split(" ")
+        kind = rest.split(" ")[0]
+        if number == wanted:
+            return kind
+        if (real + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best[0]):
+            best = point, kind
+    return best[1]
+
+
+def mount_idmapped(source: str, target: str, user_namespace: int) -> None:
+    """Show `source` at `target` with owners shifted by a user namespace (mount_setattr(2), ID-mapped mounts).
+
+    In the mount namespace of the moment. What is mounted below `source` is not shown. Raises RuntimeFailed.
+    """
+    path = os.fsencode(source)
+    tree = _syscall(_SYS_OPEN_TREE, ctypes.c_int(_AT_FDCWD), path, ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC))
+    _check(min(tree, 0), f"cannot show {source} to a user namespace")
+    try:
+        attributes = _MOUNT_ATTR.pack(_MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
+        result = _syscall(
+            _SYS_MOUNT_SETATTR,
+            ctypes.c_int(tree), b"", ctypes.c_uint(_AT_EMPTY_PATH), attributes, ctypes.c_size_t(len(attributes)),
+        )  # fmt: skip
+        _check(
+            result,
+            f"cannot shift the owners of {source}",
+            f"its file system ({file_system_of(source)}) cannot do ID-mapped mounts: use ext4, xfs or btrfs and "
+            'Linux 5.19 or newer, or user_namespace = "host"',
+        )
+        target_path = os.fsencode(target)
+        moved = _syscall(
+            _SYS_MOVE_MOUNT,
+            ctypes.c_int(tree), b"", ctypes.c_int(_AT_FDCWD), target_path, ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+        )  # fmt: skip
+        _check(moved, f"cannot mount {source}")
+    finally:
+        os.close(tree)
+
+
+def _syscall(number: int, *arguments: ctypes.c_int | ctypes.c_uint | ctypes.c_size_t | bytes) -> int:
+    # Wrapped one by one: a variadic C function is told nothing about the types.
+    return int(_libc().syscall(ctypes.c_long(number), *arguments))
+
+
+def mount_secrets(target: str, *, size: int) -> None:
+    """A small tmpfs at `target` that is never swapped out, where the kernel can promise that (6.4 and newer).
+
+    In the mount namespace of the moment: nobody outside sees it, it ends with the container. Raises RuntimeFailed.
+    """
+    options = f"mode=0700,size={size},nr_inodes=1024"
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    for given in (f"{options},noswap", options):
+        if _libc().mount(b"tmpfs", os.fsencode(target), b"tmpfs", flags, given.encode()) == 0:
+            return
+        if ctypes.get_errno() != errno.EINVAL:
+            break
+    _check(-1, "cannot mount a folder for credentials")
+
+
+def make_read_only(target: str) -> None:
+    """Let nobody write to a mount of ours any more. Raises RuntimeFailed."""
+    flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    _check(_libc().mount(None, os.fsencode(target), None, flags, None), f"cannot make {target} read-only")
 
 
 def prepare_overlay(folder: Path, *, like: str) -> tuple[str, str]:
-    """Fresh upper and work folders below `folder`. The upper is what `/` shows, so it takes mode and owner of `like`."""
+    """Fresh upper and work folders below `folder`. The upper is what `/` shows: mode and owner are those of `like`."""
     upper, work = folder / "upper", folder / "work"
     folder.mkdir(mode=0o711, parents=True)
     upper.mkdir()
@@ -104,12 +201,16 @@ def prepare_overlay(folder: Path, *, like: str) -> tuple[str, str]:
 
 async def remove_tree(*paths: Path) -> None:
     """Remove folders with all that is in them, without following links or leaving their file system."""
-    present = [os.fspath(path) for path in paths if os.path.lexists(path)]
+    present = _present(paths)
     if not present:
         return
     result = await process.run(["rm", "-rf", "--one-file-system", "--", *present], timeout=_REMOVE_TIMEOUT)
     if result.returncode != 0:
         raise CleatError(f"cannot remove {present[0]}", why=result.text)
+
+
+def _present(paths: Sequence[Path]) -> list[str]:
+    return [os.fspath(path) for path in paths if os.path.lexists(path)]
 
 
 def remove_small_tree(path: Path) -> None:

@@ -121,8 +121,14 @@ def print_tree(value: dict[str, Any], indent: str = "") -> None:
             print(label)
             print_tree(each, indent + "  ")
         else:
-            text = ", ".join(map(str, each)) if isinstance(each, list) else str(each)
-            print(f"{label} {printable(text)}")
+            print(f"{label} {printable(_plain(each))}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text or "-"
 
 
 def cut(text: str, columns: int) -> str:

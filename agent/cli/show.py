@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agent.cli import render
 from agent.cli.arguments import JSON, NAME, Verb, option
@@ -13,6 +13,7 @@ from agent.cli.names import NAMES, is_pattern, known, matching
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Callable
 
 
 def inspect(args: Namespace) -> int:
@@ -55,8 +56,31 @@ def stats(args: Namespace) -> int:
     if args.json:
         render.print_json(text)
     else:
-        render.print_records(json.loads(text))
+        _print_stats(json.loads(text))
     return 0
+
+
+def _print_stats(readings: list[dict[str, Any]]) -> None:
+    """A table of readings; a dash where the host keeps no such figure."""
+    header = ("NAME", "CPU TIME", "MEMORY", "LIMIT", "TASKS", "READ", "WRITTEN")
+    rows = [
+        (
+            each["name"],
+            _figure(each["cpu_usage_usec"], lambda usec: _clock(usec / 1e6)),
+            _figure(each["memory_current"], render.size),
+            _figure(each["memory_max"], render.size),
+            _figure(each["pids_current"], str),
+            _figure(each["io_read_bytes"], render.size),
+            _figure(each["io_write_bytes"], render.size),
+        )
+        for each in readings
+    ]
+    if rows:
+        render.print_table(header, rows, right=header[1:])
+
+
+def _figure(value: float | None, show: Callable[[float], str]) -> str:
+    return "-" if value is None else show(value)
 
 
 def info(args: Namespace) -> int:

@@ -92,7 +92,7 @@ def _ending(each: dict[str, Any]) -> str:
     if each["oom_killed"]:
         return "out of memory"
     code = each["exit_code"]
-    return "" if code is None else f"exit code {code}"
+    return "" if code is None else "exit code unknown" if code < 0 else f"exit code {code}"
 
 
 def colour(each: dict[str, Any]) -> str:

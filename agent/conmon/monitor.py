@@ -24,7 +24,7 @@ _STDERR_CAP = 8192
 
 
 class SyncMessage(msgspec.Struct, frozen=True):
-    """`data`: the payload's pid, or negative on failure; for exec also its exit code. `message`: the runtime's words."""
+    """`data`: the payload's pid, or negative on failure; for exec its exit code too. `message`: the runtime's words."""
 
     data: int
     message: str = ""

@@ -11,14 +11,17 @@ import asyncio
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from agent import process
+from agent.container import scope
+from agent.container.volumes import Volumes
 from agent.definition.agent_config import AgentConfig
 from agent.errors import CleatError, Unsupported
+from agent.images.images import Images
 from agent.oci.runtime import Features, Runtime
 from agent.paths import Paths
 from agent.systemd import journal
@@ -88,8 +91,15 @@ class Host:
         self.scopes = scopes
         self.fd_store = fd_store
         self.cgroup_root = ""
+        self.scope_prefix = scope.AGENT
+        self.bound_to = ""
+        self.stdio: tuple[int, int] | None = None
         self.conmon_environment = process.base_environment() | config.conmon_environment
         self.launch_slots = asyncio.Semaphore(config.parallel_starts or 2 * (os.cpu_count() or 1))
+        self.images = Images(paths)
+        self.volumes = Volumes(paths.volumes)
+        # The first process of a running container, by its name; None when it does not run. Set by who owns them all.
+        self.payload_pid: Callable[[str], int | None] = lambda _: None
         self._conmon: tuple[FileId, Conmon] | None = None
         self._runtimes: dict[str, tuple[FileId, Runtime, Features]] = {}
         self._unwritable: set[str] = set()

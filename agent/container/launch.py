@@ -129,8 +129,8 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
     Raises CleatError: the runtime's own words mapped to 125, 126 or 127, conmon's, systemd's, or a deadline.
     """
     container = definition.container
-    container_id, unit = secrets.token_hex(32), scope.scope_name(container.name)
-    group = scope.expected_cgroup(host.cgroup_root, container)
+    container_id, unit = secrets.token_hex(32), scope.scope_name(container.name, host.scope_prefix)
+    group = scope.expected_cgroup(host.cgroup_root, container.cgroup.slice, unit)
     async with AsyncExitStack() as undo:
         try:
             async with asyncio.timeout(host.config.create_timeout_sec):
@@ -149,7 +149,9 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
                 await host.scopes.start(
                     unit,
                     watcher.process.pid,
-                    scope.properties(container, stop_signal=bundle.stop_signal, after=container.after),
+                    scope.properties(
+                        container, stop_signal=bundle.stop_signal, after=container.after, bound_to=host.bound_to
+                    ),
                 )
                 undo.callback(cgroup.kill, group)
                 cgroup.move(f"{group}/{cgroup.SUPERVISOR}", watcher.process.pid)
@@ -216,21 +218,23 @@ def notify_fd_name(name: str) -> str:
 def _spawn(host: Host, bundle: Bundle, argv: Sequence[str], listen_fds: Sequence[int], container: Container) -> Monitor:
     """Spawn conmon, inside a mount namespace that holds the container's overlay where it has one."""
     env = command.environment(host.conmon_environment, preserved=len(listen_fds))
-    stdio = _passthrough(container)
+    stdio = _passthrough(host, container)
     try:
         with storage.private_mounts() if bundle.lower else nullcontext():
             if bundle.lower:
                 bundles.mount_root(bundle)
             return Monitor.spawn(argv, env, listen_fds=listen_fds, stdio=stdio)
     finally:
-        if stdio is not None:
-            os.close(stdio[0])
+        for fd in set(stdio or ()):
+            os.close(fd)
 
 
-def _passthrough(container: Container) -> tuple[int, int] | None:
+def _passthrough(host: Host, container: Container) -> tuple[int, int] | None:
     """A journal stream of the container's own for the passthrough driver."""
     if container.log.driver is not LogDriver.PASSTHROUGH:
         return None
+    if host.stdio is not None:
+        return os.dup(host.stdio[0]), os.dup(host.stdio[1])
     fd = open_stream(container.log.tag or container.name)
     return fd, fd
 
@@ -277,7 +281,7 @@ def has_state(runtime: Runtime, container_id: str) -> bool:
 
 
 def reopen(host: Host, record: Record, runtime: Runtime) -> Running | None:
-    """A container of a former agent that still runs, or ended while no agent looked; None when nothing is left of it."""
+    """A container of a former agent that runs, or ended while no agent looked; None when nothing is left of it."""
     if record.conmon is None or record.payload is None or not host.paths.bundle(record.id).is_dir():
         return None
     pidfd = record.conmon.open_pidfd()

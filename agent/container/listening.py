@@ -49,6 +49,10 @@ class Listening:
     def names(self) -> tuple[str, ...]:
         return (*(_fd_name(socket) for socket, _ in self._fds), *(name for name, _ in self._kept))
 
+    def take_passed(self, passed: Sequence[tuple[str, int]]) -> None:
+        """Sockets handed over by the caller's unit (sd_listen_fds(3)): passed on as they are, in their order."""
+        self._kept = list(passed)
+
     def open(self, container: Container) -> None:
         """Have all sockets of `container` listening: kept, taken from the store or from systemd, or bound now.
 

@@ -7,13 +7,12 @@ The runtime resolves targets below the root itself, safely; nothing here looks i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from agent.definition.model import Container, Mount, MountType
-from agent.errors import CleatError, CommandNotFound
-from agent.paths import Paths
+from agent.errors import CommandNotFound
 
 OciMount = dict[str, Any]
 
@@ -27,6 +26,9 @@ def oci_mount(mount: Mount, *, source: str) -> OciMount:
     match mount.type:
         case MountType.BIND | MountType.VOLUME:
             options = ["rbind", access, *mount.options]
+            # A volume's content came from an image or a container: no device node of it shall work.
+            if mount.type is MountType.VOLUME and "dev" not in mount.options:
+                options.append("nodev")
             if not _PROPAGATION & set(mount.options):
                 options.append("rprivate")
             return {"destination": mount.target, "type": "bind", "source": source, "options": options}
@@ -43,41 +45,41 @@ def oci_mount(mount: Mount, *, source: str) -> OciMount:
             return {"destination": mount.target, "type": "devpts", "source": "devpts", "options": options}
 
 
-def sources(container: Container, paths: Paths) -> list[tuple[Mount, str]]:
-    """Each mount with its source on the host; named volumes are created. Raises CleatError for a missing bind source."""
-    found: list[tuple[Mount, str]] = []
-    for i, mount in enumerate(container.mount):
-        key = f"mount[{i}].source"
+def sources(container: Container, image_volumes: Iterable[Mount], volumes: Mapping[str, Path]) -> list[OciMount]:
+    """All mounts with their sources on the host; `volumes` by name. Raises CommandNotFound for a missing bind source."""
+    found: list[OciMount] = []
+    for i, mount in enumerate([*container.mount, *image_volumes]):
+        source = ""
         if mount.type is MountType.BIND:
-            if not os.path.exists(mount.source):
-                raise CommandNotFound(
-                    f"{mount.source} does not exist",
-                    container=container.name,
-                    key=key,
-                    hint="create it, or mend the path",
-                )
-            found.append((mount, os.path.realpath(mount.source)))
+            source = _bind_source(mount, container.name, f"mount[{i}].source")
         elif mount.type is MountType.VOLUME:
-            found.append((mount, os.fspath(volume(paths, container.name, mount.source, key))))
-        else:
-            found.append((mount, ""))
+            source = os.fspath(volumes[mount.source])
+        found.append(oci_mount(mount, source=source))
     return found
 
 
-def volume(paths: Paths, container: str, name: str, key: str) -> Path:
-    """The folder of a named volume, created when new. Raises CleatError."""
-    folder = paths.volumes / name / "_data"
-    try:
-        paths.volumes.mkdir(mode=0o711, parents=True, exist_ok=True)
-        folder.parent.mkdir(mode=0o711, exist_ok=True)
-        folder.mkdir(mode=0o755, exist_ok=True)
-    except OSError as e:
-        raise CleatError(f"cannot create volume {name}", container=container, key=key, why=e.strerror or "") from e
-    return folder
+def _bind_source(mount: Mount, container: str, key: str) -> str:
+    if not os.path.exists(mount.source):
+        raise CommandNotFound(
+            f"{mount.source} does not exist", container=container, key=key, hint="create it, or mend the path"
+        )
+    return os.path.realpath(mount.source)
 
 
-def small_files(container: Container, hostname: str, bundle: Path) -> list[OciMount]:
-    """Write /etc/hosts, /etc/hostname and /etc/resolv.conf of the container; returns their mounts.
+def idmapped(mounts: Iterable[OciMount], volumes: Iterable[Path]) -> list[OciMount]:
+    """For a user namespace: volumes keep the container's own ids, so what they show must be shifted as it is."""
+    shifted = {os.fspath(path) for path in volumes}
+    return [
+        {**mount, "options": [*mount["options"], "idmap"]}
+        if mount["source"] in shifted and "idmap" not in mount["options"]
+        else mount
+        for mount in mounts
+    ]
+
+
+def small_files(container: Container, hostname: str, bundle: Path, owner: tuple[int, int]) -> list[OciMount]:
+    """Write /etc/hosts, /etc/hostname and /etc/resolv.conf of the container; returns their mounts. `owner` is the
+    container's root.
 
     Containers on the host's network see the host's resolver settings and hosts; others get localhost and their name.
     """
@@ -85,12 +87,14 @@ def small_files(container: Container, hostname: str, bundle: Path) -> list[OciMo
     resolver = _resolver(container)
     if resolver:
         files["resolv.conf"] = resolver
-    return [_small_file(bundle, name, text) for name, text in files.items()]
+    return [_small_file(bundle, name, text, owner) for name, text in files.items()]
 
 
-def _small_file(bundle: Path, name: str, text: str) -> OciMount:
+def _small_file(bundle: Path, name: str, text: str, owner: tuple[int, int]) -> OciMount:
     path = bundle / name
     path.write_text(text)
+    if owner != (0, 0):
+        os.chown(path, *owner)
     options = ["bind", "rprivate", "nosuid", "nodev", "noexec", "rw"]
     return {"destination": f"/etc/{name}", "type": "bind", "source": os.fspath(path), "options": options}
 
@@ -115,7 +119,3 @@ def _resolver(container: Container) -> str:
     if container.network.dns:
         return "".join(f"nameserver {address}\n" for address in container.network.dns)
     return _read("/etc/resolv.conf") if container.network.mode == "host" else ""
-
-
-def all_mounts(pairs: Iterable[tuple[Mount, str]]) -> list[OciMount]:
-    return [oci_mount(mount, source=source) for mount, source in pairs]

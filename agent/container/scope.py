@@ -19,14 +19,19 @@ _INFINITY = 2**64 - 1
 STOP_MARGIN_SEC = 15.0
 
 
-def scope_name(name: str) -> str:
-    return f"cleat-{name}.scope"
+AGENT, FOREGROUND = "cleat-", "cleat:"
+"""Prefixes of scopes: the agent's, and those of `cleat run`, which the agent leaves alone."""
+
+
+def scope_name(name: str, prefix: str = AGENT) -> str:
+    return f"{prefix}{name}.scope"
 
 
 def container_name(unit: str) -> str:
     """The container of a scope; "" for a unit that is none of ours."""
-    if unit.startswith("cleat-") and unit.endswith(".scope"):
-        return unit.removeprefix("cleat-").removesuffix(".scope")
+    for prefix in (AGENT, FOREGROUND):
+        if unit.startswith(prefix) and unit.endswith(".scope"):
+            return unit.removeprefix(prefix).removesuffix(".scope")
     return ""
 
 
@@ -39,9 +44,9 @@ def slice_path(name: str) -> str:
     return "/".join("-".join(parts[: i + 1]) + ".slice" for i in range(len(parts)))
 
 
-def expected_cgroup(root: str, container: Container) -> str:
-    """The cgroup that the scope will have below the manager's root cgroup."""
-    return f"{root.rstrip('/')}/{slice_path(container.cgroup.slice)}/{scope_name(container.name)}".replace("//", "/")
+def expected_cgroup(root: str, slice_name: str, unit: str) -> str:
+    """The cgroup that a scope will have below the manager's root cgroup."""
+    return f"{root.rstrip('/')}/{slice_path(slice_name)}/{unit}".replace("//", "/")
 
 
 def _usec(seconds: float) -> int:
@@ -57,10 +62,13 @@ def limits(container: Container) -> list[Property]:
     return found
 
 
-def properties(container: Container, *, stop_signal: int, after: Iterable[str] = ()) -> list[Property]:
+def properties(
+    container: Container, *, stop_signal: int, after: Iterable[str] = (), bound_to: str = ""
+) -> list[Property]:
     """The properties of a container's scope for StartTransientUnit.
 
-    It is ordered after the agent's target and the scopes of `after`: at shutdown it is stopped before them.
+    It is ordered after the agent's target and the scopes of `after`: at shutdown it is stopped before them. It ends
+    with the unit `bound_to`, where one is given.
     """
     title = f"Container {container.name}" + (f": {container.description}" if container.description else "")
     order = [CONTAINERS_TARGET, *(scope_name(name) for name in after)]
@@ -74,6 +82,8 @@ def properties(container: Container, *, stop_signal: int, after: Iterable[str] =
         ("KillSignal", "i", stop_signal),
         ("TimeoutStopUSec", "t", _usec(container.service.timeout_stop_sec + STOP_MARGIN_SEC)),
     ]
+    if bound_to:
+        found.append(("BindsTo", "as", [bound_to]))
     return found + limits(container)
 
 

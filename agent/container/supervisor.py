@@ -74,7 +74,7 @@ class Supervisor:
 
     @property
     def unit(self) -> str:
-        return scope.scope_name(self.name)
+        return scope.scope_name(self.name, self.host.scope_prefix)
 
     @property
     def is_active(self) -> bool:
@@ -108,7 +108,7 @@ class Supervisor:
         )
 
     def begin(self) -> None:
-        """Want it up, without waiting. Nothing happens when it is up or on its way; a wait for a restart is cut short."""
+        """Want it up, without waiting. Nothing happens when it is on its way; a wait for a restart is cut short."""
         self.wanted = True
         if self.state is State.BACKOFF:
             self._stop_wanted.set()
@@ -120,7 +120,7 @@ class Supervisor:
             self._task = asyncio.create_task(self._supervise(None), name=f"container {self.name}")
 
     async def start(self) -> None:
-        """Start it and return when it is ready (a oneshot: when it has ended well). Raises the reason when it does not."""
+        """Start it; return when it is ready (a oneshot: when it has ended well). Raises the reason it does not."""
         if self.is_active and self._stop_wanted.is_set() and self.state is not State.BACKOFF:
             await self.stopped()
         if self.ready and self.is_active:
@@ -161,7 +161,7 @@ class Supervisor:
         return await waiter
 
     def kill(self, signum: int, *, everyone: bool = False) -> None:
-        """Send a signal to the payload's first process, or to all of its processes. Raises InvalidState when it is down."""
+        """Send a signal to the payload's first process, or to all processes. Raises InvalidState when it is down."""
         running = self._need_running("signal")
         if everyone:
             for pid in cgroup.processes(running.payload_cgroup):

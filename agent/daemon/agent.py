@@ -49,7 +49,7 @@ class Agent:
 
     def load(self) -> Loaded:
         """Read all definitions, with the host checks for those that are new or changed, and tell what was refused."""
-        loaded = self._with_instances(self.loader.load())
+        loaded = self.loader.load(name for name in self.supervisors if "@" in name)
         problems = list(loaded.diagnostics)
         good = dict(loaded.definitions)
         for name, definition in loaded.definitions.items():
@@ -65,22 +65,6 @@ class Agent:
         )
         self._report_diagnostics()
         return self.loaded
-
-    def _with_instances(self, loaded: Loaded) -> Loaded:
-        """Instances that were started by name have no file of their own: they live as long as their template."""
-        names = [
-            name
-            for name in self.supervisors
-            if "@" in name and name not in loaded.definitions and name.partition("@")[0] in loaded.templates
-        ]
-        for name in names:
-            one = self.loader.load_one(name)
-            loaded = msgspec.structs.replace(
-                loaded,
-                definitions={**loaded.definitions, **one.definitions},
-                diagnostics=(*loaded.diagnostics, *one.diagnostics),
-            )
-        return loaded
 
     def _report_diagnostics(self) -> None:
         """Each refusal once, until it changes or goes away."""
@@ -121,7 +105,7 @@ class Agent:
         raise NoSuchContainer(
             "no such container",
             container=name,
-            hint=f"put a definition into {self.host.paths.definition_folders[0]}/{name}.toml and systemctl reload cleat",
+            hint=f"write {self.host.paths.definition_folders[0]}/{name}.toml, then systemctl reload cleat",
         )
 
     @staticmethod
@@ -162,7 +146,7 @@ class Agent:
         }
 
     async def reconcile(self) -> tuple[Action, ...]:
-        """Read the definitions and make the host look like them. Failures are the containers' own and reported there."""
+        """Read the definitions and make the host look like them. Failures are the containers' own."""
         async with self._reconciling:
             self.load()
             actions = self.plan()
@@ -372,7 +356,7 @@ class Agent:
         await self._clear_overlays(keep)
 
     async def _clear_overlays(self, keep: set[str]) -> None:
-        folder = self.host.paths.state / "overlay"
+        folder = self.host.paths.state / self.host.paths.overlays
         if folder.is_dir():
             await storage.remove_tree(*[path for path in folder.iterdir() if path.name not in keep])
 

@@ -73,6 +73,7 @@ class App:
         self.host.cgroup_root = await self.scopes.manager_cgroup()
         self._watch_signals()
         adopted = await self.agent.adopt()
+        self.operations.sessions.adopt(self.agent.supervisors.values())
         await self.bus.request_name(NAME)
         for problem in self.config_problems:
             journal.send(journal.Event.DEFINITION_REJECTED, str(problem))

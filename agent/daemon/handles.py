@@ -105,7 +105,7 @@ class Handles:
 
     def removed(self, name: str) -> None:
         for table in (self._shown, self._texts, self._due, self._waiting):
-            table.pop(name, None)  # type: ignore[attr-defined]
+            table.pop(name, None)
 
     async def run(self) -> None:
         """Start the handles that are due, while the agent lives."""

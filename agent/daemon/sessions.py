@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from agent.container import session as sessions
@@ -99,6 +99,11 @@ class Sessions:
                 self._spawn(session.container_ended())
         if running is not None and now:
             self._take_over(supervisor)
+
+    def adopt(self, supervisors: Iterable[Supervisor]) -> None:
+        """What a former agent left in containers that are taken over."""
+        for supervisor in supervisors:
+            self.container_changed(supervisor)
 
     def _take_over(self, supervisor: Supervisor) -> None:
         assert supervisor.running is not None

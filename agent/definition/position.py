@@ -96,9 +96,9 @@ class Positions:
         if not is_item:
             self._take("[")
         keys = self._key()
-        path = self._resolve((), [name for name, _ in keys[:-1]])
         if not keys:
             return ()
+        path = self._resolve(keys[:-1])
         name, offset = keys[-1]
         path = (*path, name)
         self.offsets.setdefault(path, offset)
@@ -111,13 +111,15 @@ class Positions:
             path = (*path, self._counts[path] - 1)
         return path
 
-    def _resolve(self, base: KeyPath, names: list[str]) -> KeyPath:
-        """Names to a path: one that is an array of tables means its last entry."""
-        for name in names:
-            base = (*base, name)
-            if count := self._counts.get(base):
-                base = (*base, count - 1)
-        return base
+    def _resolve(self, keys: list[tuple[str, int]]) -> KeyPath:
+        """The path that the first parts of a header mean: one that is an array of tables means its last entry."""
+        path: KeyPath = ()
+        for name, offset in keys:
+            path = (*path, name)
+            self.offsets.setdefault(path, offset)
+            if count := self._counts.get(path):
+                path = (*path, count - 1)
+        return path
 
     def _key(self) -> list[tuple[str, int]]:
         """The parts of a dotted key with their offsets."""
@@ -191,9 +193,8 @@ class Positions:
 
 def _unquote(text: str) -> str:
     """The name that a quoted key stands for."""
-    if text.startswith("'"):
-        return text.strip("'")
-    return _ESCAPE.sub(_unescape, text.strip('"'))
+    inner = text[1:-1] if len(text) > 1 and text[-1] == text[0] else text[1:]
+    return inner if text.startswith("'") else _ESCAPE.sub(_unescape, inner)
 
 
 def _unescape(match: re.Match[str]) -> str:

@@ -68,7 +68,8 @@ def _root(container: Container, raw: Raw) -> Iterator[Problem]:
 
 
 def _command(container: Container, raw: Raw) -> Iterator[Problem]:
-    if container.rootfs and not (container.command or container.entrypoint):
+    has_own = container.image or container.bundle or container.command or container.entrypoint
+    if container.rootfs and not has_own:
         yield Problem(
             ("rootfs",), "there is no command to run in it", 'write for example command = ["/bin/httpd", "-f"]'
         )

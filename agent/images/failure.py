@@ -44,7 +44,8 @@ _CASES = (
         "sign the image, or allow it in /etc/containers/policy.json",
     ),
     _case(
-        r"unauthorized|authentication required|access denied|access to the resource is denied|invalid username/password",
+        r"unauthorized|authentication required|access denied|access to the resource is denied"
+        r"|invalid username/password",
         "the registry does not let us read the image",
         "skopeo login --authfile FILE REGISTRY, and set pull.auth_file; or check the image's name",
     ),
@@ -91,12 +92,13 @@ _CASES = (
 
 _LINE = re.compile(r'^time="[^"]*" level=(\w+) msg="((?:[^"\\]|\\.)*)"')
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_UMOCI_CROSS = "\N{VECTOR OR CROSS PRODUCT}"
 _WORDS_MAX = 600
 
 
 def words(stderr: str) -> str:
     """The error itself, out of what a tool wrote to stderr: the last fatal line, without frills."""
-    lines = [_COLOUR.sub("", line).strip().removeprefix("⨯").strip() for line in stderr.splitlines()]
+    lines = [_COLOUR.sub("", line).strip().lstrip(_UMOCI_CROSS).strip() for line in stderr.splitlines()]
     found = [line for line in lines if line]
     for line in reversed(found):
         logged = _LINE.match(line)
@@ -111,4 +113,4 @@ def classify(stderr: str, reference: str) -> tuple[PullFailed, bool]:
     for case in _CASES:
         if case.pattern.search(text):
             return PullFailed(f"{reference}: {case.what}", why=text, hint=case.hint), case.again
-    return PullFailed(f"{reference} cannot be fetched", why=text, hint=f"try: skopeo inspect docker://{reference}"), True
+    return PullFailed(f"{reference} cannot be fetched", why=text, hint="try it by hand: skopeo inspect"), True

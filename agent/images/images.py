@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
 
 import msgspec
 
 from agent import process
-from agent.definition.model import Container, Pull
+from agent.definition.model import Container, Pull, PullPolicy
 from agent.errors import CleatError, InvalidArgument, PullFailed
 from agent.images import policy, reference, skopeo, unpack
 from agent.images.policy import Fetch, Held
@@ -162,9 +162,11 @@ class Images:
         if held is not None and fetch in {Fetch.COMPARE, Fetch.PREFER} and not wanted.is_fixed:
             remote = await self._compare(wanted, pull, fetch, tell)
             if remote == "" or remote in {held.remote_digest, held.digest}:
-                return await self._unpack_held(wanted, held, pull, tell, name)
+                return await self._held_image(wanted, held, pull, tell, name)
         elif held is not None:
-            return await self._unpack_held(wanted, held, pull, tell, name)
+            if pull.policy is PullPolicy.NEVER and fetch is Fetch.NOTHING:
+                return await self._unpack_held(wanted, held, tell)
+            return await self._held_image(wanted, held, pull, tell, name)
         return await self._copy(wanted, pull, remote, tell, name)
 
     async def _compare(self, wanted: Reference, pull: Pull, fetch: Fetch, tell: Progress) -> str:
@@ -178,18 +180,21 @@ class Images:
             tell(f"{e.what}; using what is here")
             return ""
 
-    async def _unpack_held(self, wanted: Reference, held: Held, pull: Pull, tell: Progress, name: str) -> Image:
-        """From the blobs that are here; fetched again where they are damaged or gone."""
+    async def _held_image(self, wanted: Reference, held: Held, pull: Pull, tell: Progress, name: str) -> Image:
+        """What is here; fetched again where its blobs are damaged or gone."""
+        try:
+            return await self._unpack_held(wanted, held, tell)
+        except PullFailed:
+            return await self._copy(wanted, pull, held.remote_digest, tell, name)
+
+    async def _unpack_held(self, wanted: Reference, held: Held, tell: Progress) -> Image:
         found = self._store.unpacked(str(wanted), held.digest)
         if found is not None:
             return found
-        try:
-            manifest = self._store.manifest(held.digest)
-            tell(f"unpacking {wanted}")
-            await unpack.unpack(self._store, wanted, manifest)
-            return self._found(wanted, manifest)
-        except PullFailed:
-            return await self._copy(wanted, pull, held.remote_digest, tell, name)
+        manifest = self._store.manifest(held.digest)
+        tell(f"unpacking {wanted}")
+        await unpack.unpack(self._store, wanted, manifest)
+        return self._found(wanted, manifest)
 
     async def _copy(self, wanted: Reference, pull: Pull, remote: str, tell: Progress, name: str) -> Image:
         tell(f"pulling {wanted}")
@@ -244,10 +249,8 @@ class Images:
         found: set[str] = set()
         with suppress(FileNotFoundError):
             for entry in os.scandir(self._paths.bundles):
-                with suppress(OSError):
-                    with open(os.path.join(entry.path, "image"), encoding="ascii", errors="replace") as f:
-                        found.add(f.read(256).strip())
-        return frozenset(found)
+                found.add(_read_line(os.path.join(entry.path, "image")))
+        return frozenset(found - {""})
 
     async def prune(self, needed_references: Collection[str], *, dry_run: bool) -> Pruned:
         """Remove what neither a definition nor a container needs; half-made things of dead processes too.
@@ -293,16 +296,23 @@ class Images:
             await unpack.remove(*gone)
 
 
+def _read_line(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as f:
+            return f.read(256).strip()
+    except OSError:
+        return ""
+
+
 def _drop(held: dict[str, Held], names: Collection[str]) -> None:
     for name in names:
         held.pop(name, None)
 
 
-async def _disk_usage(paths: list[Any]) -> int:
-    present = [os.fspath(path) for path in paths if os.path.lexists(path)]
-    if not present:
+async def _disk_usage(paths: list[Path]) -> int:
+    if not paths:
         return 0
-    text = b"\0".join(os.fsencode(path) for path in present)
+    text = b"\0".join(os.fsencode(path) for path in paths)
     argv = ["du", "--summarize", "--total", "--block-size=1", "--files0-from=-"]
     result = await process.run(argv, stdin=text, timeout=_DU_TIMEOUT, limit=8 << 20)
     last = result.stdout.strip().rpartition(b"\n")[2].split(b"\t")[0]

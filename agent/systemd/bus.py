@@ -139,15 +139,15 @@ class Bus:
 
     async def run(self) -> None:
         """Keep the connection: wait for its end, announce it, reconnect with growing delays, announce that."""
-        while not self._closing:
+        while self._bus is not None:
             try:
                 await self.connection.wait_for_disconnect()
             except Exception as e:  # noqa: BLE001 the library passes on whatever its reader met
                 logger.debug("bus connection ended: %s", e)
             self._lost.set_result(None)
-            if self._closing:
-                return
             self._bus = None
+            if self._is_closing():
+                return
             for lost in self.on_lost:
                 lost()
             await self._reconnect()
@@ -166,6 +166,9 @@ class Bus:
             else:
                 return
 
+    def _is_closing(self) -> bool:
+        return self._closing
+
     def close(self) -> None:
         self._closing = True
         if self._bus is not None:
@@ -182,7 +185,10 @@ class Bus:
         *,
         timeout: float = _CALL_TIMEOUT,  # noqa: ASYNC109 mapped to our own error
     ) -> list[Any]:
-        """Call a method and return the reply's body. Raises BusLost, AccessDenied, Unsupported, ScopeFailed, DeadlineExceeded."""
+        """Call a method and return the reply's body.
+
+        Raises BusLost, AccessDenied, Unsupported, ScopeFailed, DeadlineExceeded.
+        """
         bus = self.connection
         message = Message(
             destination=destination,
@@ -243,7 +249,7 @@ class Bus:
         self._signal_handlers.setdefault(member, []).append(handler)
 
     def on_method_call(self, handler: MessageHandler) -> None:
-        """Offer every incoming method call to `handler`; it returns a reply, True (it will reply) or None (not its own)."""
+        """Offer every incoming method call to `handler`; it returns a reply, True (it will) or None (not its own)."""
         self._message_handlers.append(handler)
 
     def send(self, message: Message) -> None:

@@ -131,7 +131,7 @@ class Scopes:
         return group
 
     async def _wait_until_gone(self, unit: str) -> None:
-        """An earlier scope of that name is still loaded: see it removed, resetting it if it is only a failed remnant."""
+        """An earlier scope of that name is still loaded: see it removed, resetting a failed remnant."""
         removed = self._removals.setdefault(unit, asyncio.Event())
         removed.clear()
         rule = _removed_rule(unit)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from agent.cli import crilog
 from agent.cli.lines import Joiner, Line, json_of, text_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -117,3 +119,27 @@ def test_the_last_lines_of_a_file_with_their_pieces(tmp_path: Path, length: int)
     assert texts(path, None) == whole
     for count in (0, 1, 3, 5, 9):
         assert texts(path, count) == (whole[-count:] if count else [])
+
+
+def test_a_file_is_followed_over_a_rotation(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+
+    def write(text: str) -> None:
+        with path.open("a") as file:
+            file.write(f"2026-01-01T00:00:00Z stdout F {text}\n")
+
+    def next_text(lines: Iterator[Line | None]) -> str:
+        return next(line.text for line in lines if line)
+
+    write("old")
+    write("one")
+    lines = crilog.read(str(path), last=1, follow=True)
+    assert next_text(lines) == "one"
+    assert next(lines) is None
+    write("two")
+    assert next_text(lines) == "two"
+    path.rename(tmp_path / "log.1")
+    write("three")
+    assert next_text(lines) == "three"
+    assert isinstance(lines, Generator)
+    lines.close()

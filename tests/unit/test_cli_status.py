@@ -118,11 +118,21 @@ def test_records_become_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nested_values_become_indented_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    render.print_tree({"version": "1", "runtimes": {"crun": {"path": "/usr/bin/crun"}}, "list": ["a", "b\x07"]})
+    render.print_tree(
+        {
+            "version": "1",
+            "runtimes": {"crun": {"path": "/usr/bin/crun"}},
+            "list": ["a", "b\x07"],
+            "none": [],
+            "on": True,
+        }
+    )
     assert capsys.readouterr().out.splitlines() == [
         "version: 1",
         "runtimes:",
         "  crun:",
         "    path: /usr/bin/crun",
         "list: a, b\\x07",
+        "none: -",
+        "on: yes",
     ]

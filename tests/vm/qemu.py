@@ -180,7 +180,8 @@ def boot(name: str) -> Booted:
 def stop(name: str) -> None:
     """Powers it off, by force if it takes too long, and removes everything of it. Not running is fine."""
     vm = booted(name)
-    if vm is not None and vm.alive():
+    # One that was given up while it booted cannot be asked.
+    if vm is not None and vm.alive() and vm.state != "starting":
         argv = vm.command(["systemctl", "poweroff", "--no-wall"])
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30)
