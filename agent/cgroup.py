@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from agent.errors import ScopeFailed
 
 SUPERVISOR = "supervisor"
 PAYLOAD = "container"
+CGROUPFS_PARENT = "cleat"
+"""The group below which all lies for containers that have no scope."""
 
 
 @functools.cache
@@ -50,10 +53,10 @@ def directory(path: str) -> Path:
 
 
 def is_ours(path: str) -> bool:
-    """Whether the path lies in a scope of ours: nothing else may be written, whatever a caller got wrong."""
+    """Whether the path lies in a scope or group of ours: nothing else may be written, whatever a caller got wrong."""
     parts = path.split("/")
-    scopes = [part for part in parts if part.startswith(("cleat-", "cleat:")) and part.endswith(".scope")]
-    return bool(scopes) and ".." not in parts
+    scopes = [part for part in parts if part.startswith(("cleat-", "cleat:", "cleat.")) and part.endswith(".scope")]
+    return (bool(scopes) or CGROUPFS_PARENT in parts[:-1]) and ".." not in parts
 
 
 def move(path: str, pid: int) -> None:
@@ -87,6 +90,18 @@ def processes(path: str) -> list[int]:
             with suppress(OSError):
                 found += [int(line) for line in Path(folder, "cgroup.procs").read_text().split()]
     return found
+
+
+def signal_all(path: str, signum: int) -> None:
+    """Send a signal to every process in the group and below, each verified to be there still when it is held."""
+    for pid in processes(path):
+        with suppress(OSError):
+            fd = os.pidfd_open(pid)
+            try:
+                if contains(path, pid):
+                    signal.pidfd_send_signal(fd, signum)
+            finally:
+                os.close(fd)
 
 
 def kill(path: str) -> bool:

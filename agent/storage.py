@@ -70,9 +70,7 @@ def private_mounts() -> Iterator[None]:
     finally:
         if libc.setns(home, _CLONE_NEWNS) != 0:
             # Nothing can be done right from a foreign namespace; systemd restarts the agent, containers stay.
-            raise SystemExit(
-                f"cannot return to the host's mount namespace: {os.strerror(ctypes.get_errno())}"
-            )
+            raise SystemExit(f"cannot return to the host's mount namespace: {os.strerror(ctypes.get_errno())}")
 
 
 def _escape(path: str) -> str:

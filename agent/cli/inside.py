@@ -107,6 +107,8 @@ def _attach(bus: Bus, args: Namespace, keys: bytes) -> int:
 
 
 def _exit_code(pumped: pump.Pump) -> int:
+    if pumped.failure:
+        raise pumped.failure
     if pumped.end is pump.End.SIGNALLED:
         return 128 + pumped.signal
     if isinstance(pumped.code, CleatError):

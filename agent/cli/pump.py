@@ -114,6 +114,7 @@ class Pump:
         self.end: End | None = None
         self.signal = 0
         self.code: int | CleatError | None = None
+        self.failure: CleatError | None = None
 
     def run(self) -> End:
         with caught_signals(signal.SIGWINCH) as signals:
@@ -209,11 +210,17 @@ class Pump:
         except BlockingIOError:
             select.select([], [fd], [])
             self._write(fd, data)
-        except OSError:  # nobody reads it any more: what the command would have got is SIGPIPE
-            self._broken.add(fd)
-            if not self._on_signal(signal.SIGPIPE):
-                self.end = End.SIGNALLED
-                self.signal = signal.SIGPIPE
+        except OSError as error:
+            self._output_failed(fd, error)
+
+    def _output_failed(self, fd: int, error: OSError) -> None:
+        """Nobody reads it any more, or the disk is full: what the command would have got is a signal."""
+        self._broken.add(fd)
+        if error.errno not in {errno.EPIPE, errno.EIO}:
+            self.failure = CleatError("cannot write the output", why=error.strerror or str(error))
+        if not self._on_signal(signal.SIGPIPE):
+            self.end = End.SIGNALLED
+            self.signal = signal.SIGPIPE
 
     def _input(self) -> None:
         try:

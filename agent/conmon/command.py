@@ -40,6 +40,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     preserve_fds: int = 0
     terminal: bool = False
     stdin: bool = False
+    leave_stdin_open: bool = False
     log_level: str = "error"
 
     @property
@@ -105,6 +106,8 @@ def _shared(command: Command) -> list[str]:
         argv.append("-t")
     elif command.stdin:
         argv.append("-i")
+        if command.leave_stdin_open:
+            argv.append("--leave-stdin-open")
     runtime_args = list(command.runtime_args)
     if command.oci_log:
         runtime_args += ["--log-format=json", f"--log={command.oci_log_path}"]

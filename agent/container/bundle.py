@@ -5,30 +5,43 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from agent import storage
-from agent.container import mounts
+from agent.container import gather, mounts
+from agent.container.credentials import Secrets
+from agent.container.gather import Gathered
 from agent.container.host import Host
+from agent.container.userns import UserNamespace
 from agent.definition.model import CgroupMode, Container
-from agent.errors import CleatError, CommandNotFound, DefinitionRejected
-from agent.oci import capabilities, seccomp, spec, users
-from agent.oci.inputs import Identity, SpecInputs
+from agent.errors import CleatError, DefinitionRejected, Unsupported
+from agent.oci import capabilities, devices, idmap, seccomp, spec, users
+from agent.oci import host as oci_host
+from agent.oci.idmap import Mappings
+from agent.oci.inputs import Device, Identity, SpecInputs
 
 _CONFIG_MAX = 4 << 20
+_CREDENTIALS = "credentials"
+_INITS = ("/usr/libexec/podman/catatonit", "/usr/bin/catatonit", "/usr/bin/tini-static", "/usr/bin/tini", "/sbin/tini")
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
-    """What the launch needs to know of a prepared bundle. `lower` is not empty where an overlay is to be mounted."""
+    """What the launch needs to know of a prepared bundle.
+
+    `lower` is not empty where mount_root() has something to mount; `overlay` is set where that includes an overlay.
+    `gathered` keeps fds open that the spec names.
+    """
 
     path: Path
     spec: dict[str, Any]
     lower: tuple[str, ...] = ()
     overlay: Path | None = None
     stop_signal: int = 15
+    gathered: Gathered | None = None
 
     @property
     def root(self) -> str:
@@ -40,44 +53,79 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Extras(msgspec.Struct, frozen=True, kw_only=True):
-    """What the rest of a start hands in: passed sockets, the notify folder, credentials."""
+    """What the rest of a start hands in: passed sockets, the notify folder."""
 
     listen_fds: int = 0
     listen_fdnames: tuple[str, ...] = ()
     notify_folder: str = ""
     watchdog_usec: int = 0
-    credentials_folder: str = ""
 
 
 def make_folder(path: Path) -> None:
-    """The folder itself, with those that conmon wants to find. Entered by root only; mapped roots get x later."""
+    """The folder itself, with those that conmon wants to find. Entered by root only; a mapped root gets x later."""
     for folder in (path, path / "exit", path / "persist"):
         folder.mkdir(mode=0o700)
 
 
-def prepare(host: Host, container: Container, container_id: str, cgroup_path: str, extras: Extras) -> Bundle:
-    """Resolve root, user, mounts and seccomp, and compose the spec. The folder exists already. Raises CleatError."""
+def prepare(
+    host: Host,
+    container: Container,
+    container_id: str,
+    cgroup_path: str,
+    extras: Extras,
+    gathered: Gathered | None = None,
+) -> Bundle:
+    """Compose the spec from what was gathered. The folder exists already. Raises CleatError."""
+    gathered = gathered or gather.at_once(host, container)
     path = host.paths.bundle(container_id)
+    root = gathered.root
+    if root.digest:
+        (path / "image").write_text(root.digest)
     if container.bundle:
-        return _from_bundle(host, container, container_id, cgroup_path, extras)
-    lower = os.path.realpath(container.rootfs)
-    if not os.path.isdir(lower):
-        raise CommandNotFound(
-            f"{container.rootfs} is not a folder",
-            container=container.name,
-            key="rootfs",
-            hint="create it, or mend the path",
-        )
-    writable = container.rootfs_writable
-    root = lower if writable else os.fspath(path / "rootfs")
-    identity = users.identity_in_root(lower, container.user, container.groups, container=container.name)
-    inputs = _inputs(host, container, container_id, cgroup_path, extras, root=root, identity=identity)
+        return _from_bundle(host, container, container_id, cgroup_path, extras, gathered)
+    wanted = container.user or (root.image.user if root.image else "")
+    identity = users.identity_in_root(root.path, wanted, container.groups, container=container.name)
+    overlaid = not container.rootfs_writable
+    shown = overlaid or gathered.user_namespace is not None
+    inputs = _inputs(
+        host,
+        container,
+        container_id,
+        cgroup_path,
+        extras,
+        gathered,
+        root=os.fspath(path / "rootfs") if shown else root.path,
+        identity=identity,
+    )
     return Bundle(
         path=path,
         spec=spec.build(container, inputs),
-        lower=() if writable else (lower,),
-        overlay=None if writable else host.paths.overlay(container_id),
-        stop_signal=container.service.kill_signal,
+        lower=(root.path,) if shown or gathered.secrets else (),
+        overlay=host.paths.overlay(container_id) if overlaid else None,
+        stop_signal=_stop_signal(container, gathered),
+        gathered=gathered,
+    )
+
+
+def _stop_signal(container: Container, gathered: Gathered) -> int:
+    """The definition's, unless it has the default and the image knows better."""
+    own = container.service.kill_signal
+    image = gathered.root.image
+    if own == signal.SIGTERM and image is not None:
+        return image.stop_signal_number or own
+    return own
+
+
+def _mappings(gathered: Gathered) -> Mappings:
+    return gathered.user_namespace.mappings if gathered.user_namespace else Mappings()
+
+
+def _on_host(identity: Identity, mappings: Mappings) -> tuple[int, int]:
+    """The payload's user and group as the host sees them."""
+    uid, gid = identity.uid, identity.gid
+    return (
+        idmap.to_host(uid, mappings.uids) if mappings.uids else uid,
+        idmap.to_host(gid, mappings.gids) if mappings.gids else gid,
     )
 
 
@@ -87,29 +135,64 @@ def _inputs(
     container_id: str,
     cgroup_path: str,
     extras: Extras,
+    gathered: Gathered,
     *,
     root: str,
     identity: Identity,
 ) -> SpecInputs:
     name = container.hostname or container.name.partition("@")[0]
-    small = mounts.small_files(container, name, host.paths.bundle(container_id))
-    bounding = capabilities.effective_bounding(container.security, None)
+    path, mappings = host.paths.bundle(container_id), _mappings(gathered)
+    owner = mappings.root if mappings.uids else (0, 0)
+    privileged = container.security.privileged
+    bounding = capabilities.effective_bounding(container.security, oci_host.bounding_capabilities())
+    own = [] if container.bundle else mounts.small_files(container, name, path, owner)
     return SpecInputs(
         container_id=container_id,
         root_path=root,
         cgroups_path="" if container.cgroup.mode is CgroupMode.DISABLED else cgroup_path,
         cgroup_namespace=container.cgroup.mode is not CgroupMode.DISABLED,
         identity=identity,
-        seccomp=None if container.security.privileged else seccomp.load(container.security.seccomp_profile, bounding),
+        seccomp=None if privileged else seccomp.load(container.security.seccomp_profile, bounding),
+        image=gathered.root.image,
         listen_fds=extras.listen_fds,
         listen_fdnames=extras.listen_fdnames,
         notify_socket_dir=extras.notify_folder,
         watchdog_usec=extras.watchdog_usec,
-        credentials_dir=extras.credentials_folder,
-        extra_mounts=tuple(small + mounts.all_mounts(mounts.sources(container, host.paths))),
+        credentials_dir=os.fspath(path / _CREDENTIALS) if gathered.secrets else "",
+        extra_mounts=tuple(own + _mounts(container, gathered)),
+        devices=_devices(container),
+        masked_paths=oci_host.thermal_throttle_paths(),
+        apparmor_profile=container.security.apparmor_profile,
+        uid_mappings=mappings.uids,
+        gid_mappings=mappings.gids,
+        network_namespace=gathered.shared.path("network"),
+        pid_namespace=gathered.shared.path("pid"),
+        ipc_namespace=gathered.shared.path("ipc"),
+        uts_namespace=gathered.shared.path("uts"),
         hostname=name,
         localtime=_localtime(container),
+        init_path=_init(container),
+        host_capabilities=oci_host.bounding_capabilities(),
     )
+
+
+def _mounts(container: Container, gathered: Gathered) -> list[mounts.OciMount]:
+    found = mounts.sources(container, gathered.image_volumes, gathered.volumes)
+    return mounts.idmapped(found, gathered.volumes.values()) if gathered.user_namespace else found
+
+
+def _devices(container: Container) -> tuple[Device, ...]:
+    named = devices.resolve(container.security.devices, container=container.name)
+    return (*devices.all_of_host(), *named) if container.security.privileged else named
+
+
+def _init(container: Container) -> str:
+    if not container.init:
+        return ""
+    for path in _INITS:
+        if os.access(path, os.X_OK):
+            return path
+    raise Unsupported("there is no init to run", container=container.name, key="init", hint="install catatonit or tini")
 
 
 def _localtime(container: Container) -> str:
@@ -127,31 +210,56 @@ def _localtime(container: Container) -> str:
     return path
 
 
-def _from_bundle(host: Host, container: Container, container_id: str, cgroup_path: str, extras: Extras) -> Bundle:
+def _from_bundle(
+    host: Host, container: Container, container_id: str, cgroup_path: str, extras: Extras, gathered: Gathered
+) -> Bundle:
+    if gathered.user_namespace is not None:
+        raise DefinitionRejected(
+            "a bundle brings its own user namespace",
+            container=container.name,
+            key="security.user_namespace",
+            hint="set linux.uidMappings in its config.json",
+        )
+    config = _read_config(container)
+    own_root = config.get("root")
+    relative = own_root.get("path", "rootfs") if isinstance(own_root, dict) else "rootfs"
+    root = os.path.realpath(os.path.join(container.bundle, str(relative)))
+    identity = _bundle_identity(config)
+    inputs = _inputs(host, container, container_id, cgroup_path, extras, gathered, root=root, identity=identity)
+    return Bundle(
+        path=host.paths.bundle(container_id),
+        spec=spec.from_bundle(config, container, inputs),
+        lower=(root,) if gathered.secrets else (),
+        stop_signal=container.service.kill_signal,
+        gathered=gathered,
+    )
+
+
+def _read_config(container: Container) -> dict[str, Any]:
     source = Path(container.bundle) / "config.json"
+    why = "it is no object"
     try:
         with source.open("rb") as f:
             config = json.loads(f.read(_CONFIG_MAX))
     except (OSError, ValueError) as e:
+        config, why = None, str(e)
+    if not isinstance(config, dict):
         raise CleatError(
             "the bundle's config.json cannot be read",
             container=container.name,
             key="bundle",
-            file=str(source),
-            why=str(e),
-        ) from e
-    own_root = config.get("root") if isinstance(config, dict) else None
-    relative = own_root.get("path", "rootfs") if isinstance(own_root, dict) else "rootfs"
-    root = os.path.realpath(os.path.join(container.bundle, str(relative)))
-    inputs = _inputs(host, container, container_id, cgroup_path, extras, root=root, identity=Identity())
-    inputs = msgspec.structs.replace(
-        inputs, extra_mounts=tuple(mounts.all_mounts(mounts.sources(container, host.paths)))
-    )
-    return Bundle(
-        path=host.paths.bundle(container_id),
-        spec=spec.from_bundle(config, container, inputs),
-        stop_signal=container.service.kill_signal,
-    )
+            file=os.fspath(source),
+            why=why,
+        )
+    return config
+
+
+def _bundle_identity(config: dict[str, Any]) -> Identity:
+    """Who its process runs as: the owner of its credentials."""
+    process = config.get("process")
+    user = process.get("user") if isinstance(process, dict) else None
+    uid, gid = (user.get(key) if isinstance(user, dict) else 0 for key in ("uid", "gid"))
+    return Identity(uid=uid if isinstance(uid, int) else 0, gid=gid if isinstance(gid, int) else 0)
 
 
 def write_config(bundle: Bundle) -> None:
@@ -162,8 +270,36 @@ def write_config(bundle: Bundle) -> None:
 
 
 def mount_root(bundle: Bundle) -> None:
-    """Put the overlay in place; inside storage.private_mounts(), right before conmon is spawned. Raises CleatError."""
-    assert bundle.overlay is not None
-    upper, work = storage.prepare_overlay(bundle.overlay, like=bundle.lower[0])
-    os.mkdir(bundle.root, 0o755)
-    storage.mount_overlay(bundle.lower, upper, work, bundle.root)
+    """Put everything in place that is mounted by us; inside storage.private_mounts(), right before conmon is spawned.
+
+    The order is fixed: a lower layer shifted for the user namespace, the root over it, credentials. Raises CleatError.
+    """
+    gathered = bundle.gathered
+    assert gathered is not None
+    lower, shifted = bundle.lower[0], gathered.user_namespace
+    if bundle.overlay is not None:
+        if shifted is not None:
+            lower = _shift(lower, bundle.path / "lower", shifted)
+        upper, work = storage.prepare_overlay(bundle.overlay, like=lower)
+        os.mkdir(bundle.root, 0o755)
+        storage.mount_overlay((lower,), upper, work, bundle.root)
+    elif shifted is not None:
+        _shift(lower, Path(bundle.root), shifted)
+    if gathered.secrets:
+        _put_secrets(bundle, gathered.secrets)
+    if shifted is not None:
+        shifted.close()
+
+
+def _shift(source: str, target: Path, namespace: UserNamespace) -> str:
+    target.mkdir(mode=0o700)
+    storage.mount_idmapped(source, os.fspath(target), namespace.fd)
+    return os.fspath(target)
+
+
+def _put_secrets(bundle: Bundle, secrets: Secrets) -> None:
+    user = bundle.spec["process"].get("user") or {}
+    identity = Identity(uid=user.get("uid", 0), gid=user.get("gid", 0))
+    assert bundle.gathered is not None
+    uid, gid = _on_host(identity, _mappings(bundle.gathered))
+    secrets.put(os.fspath(bundle.path / _CREDENTIALS), uid, gid)

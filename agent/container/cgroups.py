@@ -14,8 +14,10 @@ from agent.container.host import Host
 from agent.container.placement import SHARED_SCOPE, SHARED_SLICE, Placement
 from agent.definition.model import Container
 from agent.errors import ScopeFailed
+from agent.process import pidfd_ready
 from agent.systemd.scopes import Property
 
+_END_DEADLINE = 5.0
 _shared_turn = asyncio.Lock()
 
 
@@ -45,7 +47,7 @@ def _properties(host: Host, container: Container, place: Placement, stop_signal:
 async def _enter_shared(host: Host, place: Placement, pid: int) -> None:
     """Join the scope that all conmons without one of their own share; the first one makes it."""
     async with _shared_turn:
-        if os.path.isdir(cgroup.directory(place.supervisor)):
+        if cgroup.processes(place.supervisor):
             with suppress(ScopeFailed):
                 # It may have gone with its last member right now.
                 cgroup.move(place.supervisor, pid)
@@ -88,8 +90,26 @@ async def let_go(host: Host, place: Placement) -> None:
         await host.scopes.unwatch_stop(place.unit)
 
 
-def remove(place: Placement) -> None:
-    """Groups that no service manager removes."""
+async def remove(place: Placement) -> None:
+    """Groups that no service manager removes, with what is still in them."""
     for group in place.own_groups:
-        cgroup.kill(group)
+        await kill_and_see_gone(group)
         cgroup.remove(group)
+
+
+async def kill_and_see_gone(group: str) -> None:
+    """SIGKILL everything in a cgroup and see it gone, so that the cgroup can be removed."""
+    pidfds: list[int] = []
+    for pid in cgroup.processes(group):
+        with suppress(OSError):
+            pidfds.append(os.pidfd_open(pid))
+    cgroup.kill(group)
+    try:
+        async with asyncio.timeout(_END_DEADLINE):
+            for pidfd in pidfds:
+                await pidfd_ready(pidfd)
+    except TimeoutError:
+        pass  # one that cannot be killed now (state D): the cgroup goes with the container
+    finally:
+        for pidfd in pidfds:
+            os.close(pidfd)

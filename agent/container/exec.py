@@ -20,6 +20,7 @@ from agent.conmon import command as conmon_command
 from agent.conmon import monitor as conmon
 from agent.conmon.monitor import Monitor
 from agent.container import command
+from agent.container.cgroups import kill_and_see_gone
 from agent.container.command import CommandFolder, ExecRequest
 from agent.container.host import Host
 from agent.container.launch import Running
@@ -264,7 +265,7 @@ class _Output:
 def _own_cgroup(running: Running, session: str) -> Iterator[str]:
     """A cgroup below the payload's for one command, to end it with all that came of it; "" where there is none."""
     path = f"{running.payload_cgroup}/exec-{session[:16]}"
-    if running.payload_cgroup == running.supervisor_cgroup:
+    if not running.place.delegated:
         path = ""
     else:
         try:
@@ -320,23 +321,5 @@ async def _finish(execution: Execution, group: str, *, killed: bool) -> None:
     if killed:
         execution.kill_command()
         if group:
-            await _kill_group(group)
+            await kill_and_see_gone(group)
     await execution.end(patience=0.0 if killed else _END_DEADLINE)
-
-
-async def _kill_group(group: str) -> None:
-    """SIGKILL everything in a cgroup and see it gone, so that the cgroup can be removed."""
-    pidfds: list[int] = []
-    for pid in cgroup.processes(group):
-        with suppress(OSError):
-            pidfds.append(os.pidfd_open(pid))
-    cgroup.kill(group)
-    try:
-        async with asyncio.timeout(_END_DEADLINE):
-            for pidfd in pidfds:
-                await pidfd_ready(pidfd)
-    except TimeoutError:
-        pass  # one that cannot be killed now (state D): the cgroup goes with the container
-    finally:
-        for pidfd in pidfds:
-            os.close(pidfd)

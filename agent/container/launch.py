@@ -20,12 +20,13 @@ from agent import cgroup, storage
 from agent.conmon import command, monitor
 from agent.conmon.monitor import Monitor, SyncMessage
 from agent.container import bundle as bundles
-from agent.container import scope
+from agent.container import cgroups, scope
 from agent.container.bundle import Bundle, Extras
 from agent.container.host import Conmon, Host
 from agent.container.outcome import UNKNOWN_EXIT_CODE, Cause, Outcome
+from agent.container.placement import Placement, cgroup_args, placement, require_possible, runtime_annotations
 from agent.container.record import Record
-from agent.definition.model import Container, Definition, LogDriver, Notify
+from agent.definition.model import Cgroup, Container, Definition, LogDriver, Notify
 from agent.errors import CleatError, ConmonFailed, DeadlineExceeded, RuntimeFailed
 from agent.oci.runtime import Features, Runtime, error_from_text, read_oci_log
 from agent.process import ProcessRef
@@ -41,33 +42,38 @@ class Running:
         self,
         *,
         id: str,  # noqa: A002 the field's word
-        unit: str,
-        group: str,
+        place: Placement,
         runtime: Runtime,
         conmon: ProcessRef,
         payload: ProcessRef,
         pidfd: int,
         stop_signal: int,
-        log_path: str,
     ) -> None:
         self.id = id
-        self.unit = unit
-        self.cgroup = group
+        self.place = place
         self.runtime = runtime
         self.conmon = conmon
         self.payload = payload
         self.pidfd = pidfd
         self.stop_signal = stop_signal
-        self.log_path = log_path
+
+    @property
+    def unit(self) -> str:
+        """Its scope, "" where the cgroup manager makes none."""
+        return self.place.unit
+
+    @property
+    def cgroup(self) -> str:
+        return self.place.cgroup
 
     @property
     def payload_cgroup(self) -> str:
-        return f"{self.cgroup}/{cgroup.PAYLOAD}"
+        return self.place.payload
 
     @property
     def supervisor_cgroup(self) -> str:
         """Where conmon lives, and the conmons of commands."""
-        return f"{self.cgroup}/{cgroup.SUPERVISOR}"
+        return self.place.supervisor
 
     def close(self) -> None:
         if self.pidfd >= 0:
@@ -82,12 +88,18 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     listen_fdnames: tuple[str, ...] = ()
 
 
+def log_path(host: Host, container: Container) -> str:
+    """Where the container's output goes with the k8s-file driver, "" with any other."""
+    if container.log.driver is not LogDriver.K8S_FILE:
+        return ""
+    return container.log.path or os.fspath(host.paths.logs / f"{container.name}.log")
+
+
 def log_options(host: Host, container: Container, conmon: Conmon) -> command.LogOptions:
     """The definition's [log] for conmon; labels only where it knows them."""
     log = container.log
-    path = ""
-    if log.driver is LogDriver.K8S_FILE:
-        path = log.path or os.fspath(host.paths.logs / f"{container.name}.log")
+    path = log_path(host, container)
+    if path:
         Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     return command.LogOptions(
         driver=log.driver.value,
@@ -115,11 +127,12 @@ def conmon_command(
         name=container.name,
         bundle=os.fspath(bundle.path),
         log=log_options(host, container, conmon),
-        runtime_args=(*runtime.global_args, *container.runtime.args),
+        runtime_args=(*runtime.global_args, *cgroup_args(container), *container.runtime.args),
         oci_log=features.log_json,
         preserve_fds=listen_fds,
         terminal=bundle.is_terminal,
         stdin=container.stdin,
+        leave_stdin_open=True,
     )
 
 
@@ -130,37 +143,36 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
     """
     container = definition.container
     container_id, unit = secrets.token_hex(32), scope.scope_name(container.name, host.scope_prefix)
-    group = scope.expected_cgroup(host.cgroup_root, container.cgroup.slice, unit)
+    place = placement(host.cgroup_root, container.cgroup, container.name, container_id, unit)
     async with AsyncExitStack() as undo:
         try:
             async with asyncio.timeout(host.config.create_timeout_sec):
                 conmon = await host.conmon()
                 runtime, features = await host.runtime(container.runtime.name)
-                bundle = _prepare(host, container, container_id, group, start, undo)
+                require_possible(container, runtime=runtime.name, no_cgroups=features.no_cgroups)
+                bundle = _prepare(host, container, container_id, place, start, undo)
                 argv = command.create_arguments(
                     conmon_command(host, container, bundle, conmon, runtime, features, len(start.listen_fds)),
                     command.CreateOptions(
-                        no_pivot=container.runtime.no_pivot, exit_command=tuple(host.config.exit_command)
+                        systemd_cgroup=place.runtime_scope,
+                        no_pivot=container.runtime.no_pivot,
+                        exit_command=tuple(host.config.exit_command),
                     ),
                 )
+                undo.push_async_callback(cgroups.remove, place)
                 watcher = _spawn(host, bundle, argv, start.listen_fds, container)
                 undo.callback(watcher.close)
                 undo.push_async_callback(watcher.process.reap)
-                await host.scopes.start(
-                    unit,
-                    watcher.process.pid,
-                    scope.properties(
-                        container, stop_signal=bundle.stop_signal, after=container.after, bound_to=host.bound_to
-                    ),
-                )
-                undo.callback(cgroup.kill, group)
-                cgroup.move(f"{group}/{cgroup.SUPERVISOR}", watcher.process.pid)
+                await cgroups.enter(host, container, place, watcher.process.pid, bundle.stop_signal)
+                undo.callback(_kill_all, host, container_id, place)
                 watcher.release()
                 await watcher.forked()
                 undo.push_async_callback(_delete, runtime, container_id)
                 payload_pid = _created(await watcher.message(), bundle, container)
-                running = _identify(bundle, container_id, unit, group, runtime, payload_pid)
+                running = _identify(bundle, container_id, place, runtime, payload_pid)
                 undo.callback(running.close)
+                await cgroups.take_charge(host, container, place)
+                undo.push_async_callback(cgroups.let_go, host, place)
                 on_created(running)
                 await runtime.start(container_id, container=container.name)
         except TimeoutError as e:
@@ -185,7 +197,7 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
 
 
 def _prepare(
-    host: Host, container: Container, container_id: str, group: str, start: Start, undo: AsyncExitStack
+    host: Host, container: Container, container_id: str, place: Placement, start: Start, undo: AsyncExitStack
 ) -> Bundle:
     path = host.paths.bundle(container_id)
     undo.push_async_callback(storage.remove_tree, path, host.paths.overlay(container_id))
@@ -198,7 +210,10 @@ def _prepare(
     )
     if extras.notify_folder:
         os.mkdir(extras.notify_folder, 0o755)
-    bundle = bundles.prepare(host, container, container_id, f"{group}/{cgroup.PAYLOAD}", extras)
+    bundle = bundles.prepare(host, container, container_id, place.cgroups_path, extras)
+    found = runtime_annotations(container, place, stop_signal=bundle.stop_signal)
+    if found:
+        bundle.spec.setdefault("annotations", {}).update(found)
     bundles.write_config(bundle)
     return bundle
 
@@ -249,23 +264,21 @@ def _created(message: SyncMessage | None, bundle: Bundle, container: Container) 
     raise error_from_text(words, container=container.name)
 
 
-def _identify(bundle: Bundle, container_id: str, unit: str, group: str, runtime: Runtime, payload_pid: int) -> Running:
+def _identify(bundle: Bundle, container_id: str, place: Placement, runtime: Runtime, payload_pid: int) -> Running:
     """Turn pids into processes that can be told from later ones."""
     conmon = monitor.read_pid(os.fspath(bundle.path / "conmon.pid"))
     payload = ProcessRef.of(payload_pid)
     pidfd = conmon.open_pidfd() if conmon is not None else None
     if conmon is None or payload is None or pidfd is None:
-        raise ConmonFailed("conmon or the created process ended before the start", hint=f"journalctl -u {unit}")
+        raise ConmonFailed("conmon or the created process ended before the start", hint="journalctl -t conmon")
     return Running(
         id=container_id,
-        unit=unit,
-        group=group,
+        place=place,
         runtime=runtime,
         conmon=conmon,
         payload=payload,
         pidfd=pidfd,
         stop_signal=bundle.stop_signal,
-        log_path="",
     )
 
 
@@ -285,16 +298,15 @@ def reopen(host: Host, record: Record, runtime: Runtime) -> Running | None:
     if record.conmon is None or record.payload is None or not host.paths.bundle(record.id).is_dir():
         return None
     pidfd = record.conmon.open_pidfd()
+    settings = msgspec.convert(record.raw.get("cgroup", {}), Cgroup)
     return Running(
         id=record.id,
-        unit=record.unit,
-        group=record.cgroup,
+        place=placement(host.cgroup_root, settings, record.name, record.id, record.unit),
         runtime=runtime,
         conmon=record.conmon,
         payload=record.payload,
         pidfd=-1 if pidfd is None else pidfd,
         stop_signal=record.stop_signal,
-        log_path=record.log_path,
     )
 
 
@@ -320,12 +332,22 @@ async def clear(host: Host, container_id: str, record: Record | None, runtimes: 
     """Remove a bundle that no supervisor owns: what a former agent left half-made. Its processes were ended before."""
     if record is not None and record.cgroup:
         cgroup.kill(record.cgroup)
-    conmon = monitor.read_pid(os.fspath(host.paths.bundle(container_id) / "conmon.pid"))
-    if conmon is not None and _is_conmon_of(conmon.pid, container_id):
-        conmon.send_signal(signal.SIGKILL)
+    _kill_conmon(host, container_id)
     for runtime in runtimes:
         await _delete(runtime, container_id)
     await storage.remove_tree(host.paths.bundle(container_id), host.paths.overlay(container_id))
+
+
+def _kill_all(host: Host, container_id: str, place: Placement) -> None:
+    """Everything of a start that fails: the container's own group, and its conmon wherever that is."""
+    cgroup.kill(place.cgroup)
+    _kill_conmon(host, container_id)
+
+
+def _kill_conmon(host: Host, container_id: str) -> None:
+    conmon = monitor.read_pid(os.fspath(host.paths.bundle(container_id) / "conmon.pid"))
+    if conmon is not None and _is_conmon_of(conmon.pid, container_id):
+        conmon.send_signal(signal.SIGKILL)
 
 
 def _is_conmon_of(pid: int, container_id: str) -> bool:
@@ -338,7 +360,9 @@ def _is_conmon_of(pid: int, container_id: str) -> bool:
 async def tidy(host: Host, running: Running) -> None:
     """Remove what belonged to a run that has ended: stragglers, the runtime's state, bundle, overlay."""
     cgroup.kill(running.payload_cgroup)
+    await cgroups.let_go(host, running.place)
     await _delete(running.runtime, running.id)
+    await cgroups.remove(running.place)
     await storage.remove_tree(host.paths.bundle(running.id), host.paths.overlay(running.id))
 
 

@@ -148,6 +148,10 @@ class Listening:
         self._triggers = [*recent, now]
         return 0 < socket.trigger_limit_burst <= len(recent)
 
+    def describe(self) -> str:
+        """The addresses, for people."""
+        return ", ".join(_address(socket) for socket in self.container.socket)
+
     @property
     def stop_idle_sec(self) -> float:
         """After how many seconds without a connection the container is stopped; infinite for never."""

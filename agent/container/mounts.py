@@ -46,7 +46,7 @@ def oci_mount(mount: Mount, *, source: str) -> OciMount:
 
 
 def sources(container: Container, image_volumes: Iterable[Mount], volumes: Mapping[str, Path]) -> list[OciMount]:
-    """All mounts with their sources on the host; `volumes` by name. Raises CommandNotFound for a missing bind source."""
+    """All mounts with their sources on the host; `volumes` by name. Raises CommandNotFound."""
     found: list[OciMount] = []
     for i, mount in enumerate([*container.mount, *image_volumes]):
         source = ""

@@ -15,6 +15,8 @@ is the agent, whose cgroup systemd empties when the agent is stopped, so conmon 
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import msgspec
 
 from agent import cgroup
@@ -25,7 +27,6 @@ from agent.errors import Unsupported
 SHARED_SCOPE = "cleat.conmon.scope"
 """No container can have it: a scope of the agent's begins with `cleat-`."""
 SHARED_SLICE = "cleat.slice"
-_CGROUPFS_PARENT = "cleat"
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +73,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 def placement(root: str, settings: Cgroup, name: str, container_id: str, unit: str) -> Placement:
     """Below `root`, the service manager's own cgroup; `unit` is the container's scope where there is one."""
     if settings.manager is CgroupManager.CGROUPFS:
-        return _cgroupfs(f"{root.rstrip('/')}/{_CGROUPFS_PARENT}", settings.mode, name, container_id)
+        return _cgroupfs(f"{root.rstrip('/')}/{cgroup.CGROUPFS_PARENT}", settings.mode, name, container_id)
     group = scope.expected_cgroup(root, settings.slice, unit)
     match settings.mode:
         case CgroupMode.SPLIT:
@@ -80,16 +81,16 @@ def placement(root: str, settings: Cgroup, name: str, container_id: str, unit: s
         case CgroupMode.DISABLED:
             return _disabled(unit, group)
         case CgroupMode.ENABLED:
-            monitor = f"{scope.AGENT}conmon-{container_id}.scope"
-            supervisor = scope.expected_cgroup(root, settings.slice, monitor)
+            monitor, monitor_slice = f"{scope.AGENT}conmon-{container_id}.scope", settings.slice
         case CgroupMode.NO_CONMON:
-            monitor = SHARED_SCOPE
-            supervisor = scope.expected_cgroup(root, SHARED_SLICE, monitor)
+            monitor, monitor_slice = SHARED_SCOPE, SHARED_SLICE
+        case _:
+            assert_never(settings.mode)
     return Placement(
         unit=unit,
         cgroup=group,
         payload=group,
-        supervisor=f"{supervisor}/{cgroup.SUPERVISOR}",
+        supervisor=f"{scope.expected_cgroup(root, monitor_slice, monitor)}/{cgroup.SUPERVISOR}",
         cgroups_path=_systemd_path(settings.slice, unit),
         monitor_unit=monitor,
         runtime_scope=True,
@@ -118,6 +119,8 @@ def _cgroupfs(parent: str, mode: CgroupMode, name: str, container_id: str) -> Pl
             supervisor = f"{parent}/conmon-{container_id}"
         case CgroupMode.NO_CONMON:
             supervisor = f"{parent}/conmon"
+        case _:
+            assert_never(mode)
     return Placement(unit="", cgroup=group, payload=group, supervisor=supervisor, cgroups_path=group)
 
 
@@ -148,7 +151,12 @@ def require_possible(container: Container, *, runtime: str, no_cgroups: bool) ->
         )
 
 
-def annotations(container: Container, place: Placement, *, stop_signal: int) -> dict[str, str]:
+def cgroup_args(container: Container) -> tuple[str, ...]:
+    """Global arguments for a runtime that shall leave cgroups alone (crun(1))."""
+    return ("--cgroup-manager=disabled",) if container.cgroup.mode is CgroupMode.DISABLED else ()
+
+
+def runtime_annotations(container: Container, place: Placement, *, stop_signal: int) -> dict[str, str]:
     """For a scope that the runtime makes: what the agent would have asked systemd for (crun(1), runc's systemd.md)."""
     if not place.runtime_scope:
         return {}

@@ -46,7 +46,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str = ""
     error_code: str = ""
     watchdog_sec: float = 0.0
-    log_path: str = ""
     image: str = ""
     stop_signal: int = 0
     stored_fds: tuple[str, ...] = ()

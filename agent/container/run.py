@@ -29,6 +29,7 @@ from agent.container.events import (
     WatchdogExpired,
 )
 from agent.container.health import HealthCheck
+from agent.container.idle import IdleWatch
 from agent.container.launch import Running
 from agent.container.outcome import Cause, Outcome
 from agent.container.timers import Timers
@@ -59,6 +60,7 @@ class Run:
         self._step = 0
         self._notify: NotifySocket | None = None
         self._health: HealthCheck | None = None
+        self._idle = IdleWatch(owner.listening, self._became_idle)
 
     @property
     def _service(self) -> Service:
@@ -102,6 +104,7 @@ class Run:
             self._notify.close()
         if self._health is not None:
             self._health.close()
+        self._idle.close()
 
     def _conmon_ended(self, pidfd: int) -> None:
         asyncio.get_running_loop().remove_reader(pidfd)
@@ -115,6 +118,7 @@ class Run:
         self.timers.set("runtime", service.runtime_max_sec, RuntimeMaxReached())
         self._set_watchdog(service.watchdog_sec)
         self._start_health()
+        self._idle.start()
         if service.type is not ServiceType.ONESHOT and service.notify in {Notify.CONMON, Notify.IGNORE}:
             self.owner.set_ready()
         else:
@@ -128,6 +132,7 @@ class Run:
         self.timers.set("runtime", service.runtime_max_sec - age, RuntimeMaxReached())
         self._set_watchdog(self.owner.adopted_watchdog_sec or service.watchdog_sec)
         self._start_health()
+        self._idle.start()
         if not self.owner.ready:
             self.timers.set("start", max(1.0, service.timeout_start_sec - age), StartTimedOut())
         self.owner.event(journal.Event.ADOPTED, f"{self.owner.name} taken over", priority=journal.Priority.DEBUG)
@@ -265,6 +270,11 @@ class Run:
             case HealthAction.KILL:
                 self._cause = Cause.UNHEALTHY
                 self.running.payload.send_signal(signal.SIGKILL)
+
+    def _became_idle(self) -> None:
+        """Nobody is connected: stop, and let the next connection start it again (it stays wanted)."""
+        self.owner.event(journal.Event.IDLE, f"{self.owner.name} has had no connection for its stop_idle_sec")
+        self.post(StopRequested(self._service.timeout_stop_sec, why="idle"))
 
     # Stopping
 

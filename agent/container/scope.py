@@ -24,14 +24,15 @@ AGENT, FOREGROUND = "cleat-", "cleat:"
 
 
 def scope_name(name: str, prefix: str = AGENT) -> str:
-    return f"{prefix}{name}.scope"
+    """The unit of a container. An instance's `@` would make it a template's name, which scopes cannot have: `:` instead."""
+    return f"{prefix}{name.replace('@', ':')}.scope"
 
 
 def container_name(unit: str) -> str:
     """The container of a scope; "" for a unit that is none of ours."""
     for prefix in (AGENT, FOREGROUND):
         if unit.startswith(prefix) and unit.endswith(".scope"):
-            return unit.removeprefix(prefix).removesuffix(".scope")
+            return unit.removeprefix(prefix).removesuffix(".scope").replace(":", "@")
     return ""
 
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import msgspec
 
 from agent import cgroup
-from agent.container import launch, scope
+from agent.container import launch, scope, snapshot
 from agent.container import outcome as outcomes
 from agent.container import record as records
 from agent.container.events import StopRequested
+from agent.container.exec import run_command
 from agent.container.host import Host
 from agent.container.launch import Running
 from agent.container.listening import Listening
@@ -34,6 +34,7 @@ from agent.oci.runtime import Runtime
 from agent.status import State, Status
 from agent.systemd import journal
 from agent.systemd.notify import send_as
+from agent.systemd.text import clean
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Supervisor:
         self.restarts = 0
         self.last: Outcome | None = None
         self.started_at = 0.0
-        self._attempt = 0
+        self.attempt = 0
         self._starts: list[float] = []
         self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
@@ -82,30 +83,7 @@ class Supervisor:
         return self._task is not None and not self._task.done()
 
     def status(self) -> Status:
-        running, last = self.running, self.last
-        return Status(
-            name=self.name,
-            id=running.id if running else self.last_id,
-            state=self.state,
-            ready=self.ready,
-            pid=running.payload.pid if running else 0,
-            conmon_pid=running.conmon.pid if running else 0,
-            exit_code=last.code if last else None,
-            oom_killed=bool(last and last.oom_killed),
-            started_at=self.started_at,
-            finished_at=last.finished_at if last else 0.0,
-            restarts=self.restarts,
-            status_text=self.status_text,
-            health=self.health,
-            health_output=self.health_output,
-            unit=self.unit,
-            definition=self.definition.container.source,
-            image=self.definition.container.image,
-            error=last.error if last else "",
-            error_code=last.error_code if last else "",
-            description=self.definition.container.description,
-            log_path=running.log_path if running else "",
-        )
+        return snapshot.status_of(self)
 
     def begin(self) -> None:
         """Want it up, without waiting. Nothing happens when it is on its way; a wait for a restart is cut short."""
@@ -113,7 +91,7 @@ class Supervisor:
         if self.state is State.BACKOFF:
             self._stop_wanted.set()
         if not self.is_active:
-            self._attempt = 0
+            self.attempt = 0
             self.listening.disarm()
             self._stop_wanted.clear()
             self.change(State.STARTING, save=False)
@@ -164,14 +142,7 @@ class Supervisor:
         """Send a signal to the payload's first process, or to all processes. Raises InvalidState when it is down."""
         running = self._need_running("signal")
         if everyone:
-            for pid in cgroup.processes(running.payload_cgroup):
-                with suppress(OSError):
-                    fd = os.pidfd_open(pid)
-                    try:
-                        if cgroup.contains(running.payload_cgroup, pid):
-                            signal.pidfd_send_signal(fd, signum)
-                    finally:
-                        os.close(fd)
+            cgroup.signal_all(running.payload_cgroup, signum)
         elif not running.payload.send_signal(signum):
             raise InvalidState("its process has ended already", container=self.name)
         self.event(journal.Event.KILLED, f"signal {signal.Signals(signum).name} sent to {self.name}")
@@ -199,18 +170,37 @@ class Supervisor:
         self.event(journal.Event.RESUMED, f"{self.name} resumed")
 
     async def reload(self) -> None:
-        """Ask the payload to read its configuration again: reload_signal. Raises InvalidState."""
+        """Ask the payload to read its configuration again: reload_command or reload_signal.
+
+        Raises InvalidState where the definition says neither, RuntimeFailed when the command fails.
+        """
         running = self._need_running("reload")
-        signum = self.definition.container.service.reload_signal
-        if not signum:
+        service = self.definition.container.service
+        if service.reload_command:
+            await self._run_reload_command(running, service.reload_command)
+        elif service.reload_signal:
+            running.payload.send_signal(service.reload_signal)
+        else:
             raise InvalidState(
                 "does not say how to reload it",
                 container=self.name,
                 key="service.reload_signal",
                 hint="set reload_signal or reload_command",
             )
-        running.payload.send_signal(signum)
         self.event(journal.Event.RELOADED, f"{self.name} asked to reload")
+
+    async def _run_reload_command(self, running: Running, argv: Sequence[str]) -> None:
+        limit = self.definition.container.service.timeout_start_sec
+        code, output = await run_command(self.host, self.definition.container, running, argv, limit)
+        if code != 0:
+            error = RuntimeFailed(
+                f"reload_command exited with status {code}",
+                container=self.name,
+                key="service.reload_command",
+                why=clean(output.decode(errors="replace").strip(), 500),
+            )
+            self.event(journal.Event.RELOAD_FAILED, "", error=error)
+            raise error
 
     def fail(self, error: CleatError) -> None:
         """Record that it could not even be tried to start."""
@@ -244,7 +234,7 @@ class Supervisor:
         What was half started is not taken over: it is cleared away and started anew.
         """
         self.wanted = record.wanted
-        self.restarts, self._attempt = record.restarts, record.attempt
+        self.restarts, self.attempt = record.restarts, record.attempt
         self.started_at, self.last_id = record.started_at, record.id
         self.status_text, self.health = record.status_text, record.health
         self.adopted_watchdog_sec = record.watchdog_sec
@@ -286,7 +276,9 @@ class Supervisor:
         if not self.listening.on_demand:
             self.begin()
         elif not self.is_active:
+            self.status_text = f"listening on {self.listening.describe()}"
             self.listening.arm(self._start_on_demand)
+            self._on_change(self)
 
     def _start_on_demand(self) -> None:
         if self.listening.trigger_limit_hit():
@@ -380,7 +372,7 @@ class Supervisor:
         """Called by the launch when there is something to lose. Raises OSError: what cannot be recorded is not run."""
         self.running = running
         self.last_id = running.id
-        records.write(self.host.paths.records, self._record())
+        records.write(self.host.paths.records, snapshot.record_of(self))
 
     @property
     def _stop_timeout(self) -> float:
@@ -412,13 +404,13 @@ class Supervisor:
             return None
         clean = outcome.is_clean(service)
         self._report_end(outcome, launched=launched)
-        delay = outcomes.restart_delay(service, self._attempt)
+        delay = outcomes.restart_delay(service, self.attempt)
         if launched and outcomes.was_stable(outcome.finished_at - self.started_at, delay):
-            self._attempt, delay = 0, service.restart_sec
+            self.attempt, delay = 0, service.restart_sec
         restart = outcomes.should_restart(service, outcome)
         limited = restart and outcomes.start_limit_hit(service, self._starts, time.monotonic())
         if restart and not limited:
-            self._attempt += 1
+            self.attempt += 1
             self.change(State.BACKOFF)
             self.event(journal.Event.BACKOFF, f"{self.name} restarts in {delay:.3g} s", delay=delay)
         else:
@@ -518,41 +510,9 @@ class Supervisor:
 
     def save(self) -> None:
         try:
-            records.write(self.host.paths.records, self._record())
+            records.write(self.host.paths.records, snapshot.record_of(self))
         except OSError as e:
             self.host.report_unwritable(self.name, e)
-
-    def _record(self) -> Record:
-        running, last, definition = self.running, self.last, self.definition
-        return Record(
-            name=self.name,
-            id=running.id if running else self.last_id,
-            state=self.state,
-            wanted=self.wanted,
-            raw=definition.raw,
-            source=definition.container.source,
-            digest=definition.digest,
-            unit=running.unit if running else "",
-            cgroup=running.cgroup if running else "",
-            conmon=running.conmon if running else None,
-            payload=running.payload if running else None,
-            runtime=running.runtime.name if running else "",
-            ready=self.ready,
-            started_at=self.started_at,
-            finished_at=last.finished_at if last else 0.0,
-            exit_code=last.code if last else None,
-            oom_killed=bool(last and last.oom_killed),
-            restarts=self.restarts,
-            attempt=self._attempt,
-            status_text=self.status_text,
-            health=self.health,
-            watchdog_sec=self.run.watchdog_sec if self.run else 0.0,
-            stored_fds=self.listening.kept_names,
-            error=last.error if last else "",
-            error_code=last.error_code if last else "",
-            log_path=running.log_path if running else "",
-            stop_signal=running.stop_signal if running else 0,
-        )
 
     def event(
         self,

@@ -61,7 +61,7 @@ class Volumes:
             raise InvalidArgument(
                 f"{name!r} is not the name of a volume",
                 key="mount.source",
-                hint="use letters, digits and . _ -; for a folder of the host set type = \"bind\"",
+                hint='use letters, digits and . _ -; for a folder of the host set type = "bind"',
             )
         return self.folder / name / "_data"
 

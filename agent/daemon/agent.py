@@ -115,8 +115,18 @@ class Agent:
                 raise DefinitionRejected(str(diagnostic), container=name, hint="cleat check")
 
     def statuses(self, names: Sequence[str]) -> list[Status]:
-        chosen = [self.supervisor(name) for name in names] if names else list(self.supervisors.values())
-        return sorted((s.status() for s in chosen), key=lambda status: status.name)
+        """Of the named containers, or of all; what a refused definition says stands in `error`. Raises NoSuchContainer."""
+        refused = {d.container: d for d in self.loaded.diagnostics if d.container and not d.warning}
+        chosen = names or sorted(self.supervisors.keys() | refused.keys())
+        return [self._status(name, refused.get(name)) for name in chosen]
+
+    def _status(self, name: str, refused: Diagnostic | None) -> Status:
+        if refused is None:
+            return self.supervisor(name).status()
+        known = self.supervisors.get(name)
+        status = known.status() if known else Status(name=name, state=State.FAILED, definition=refused.file)
+        error = f"its definition is refused: {refused}"
+        return msgspec.structs.replace(status, error=error, error_code=DefinitionRejected.code)
 
     def summary(self) -> str:
         """The agent's own STATUS=: how many run, and the names of those that do not do well."""
@@ -283,11 +293,16 @@ class Agent:
 
     def stop_requested(self, unit: str) -> None:
         """systemd wants a scope stopped: systemctl stop, or the host shuts down."""
-        supervisor = self.supervisors.get(scope.container_name(unit))
+        supervisor = self.supervisors.get(scope.container_name(unit)) or self._of_unit(unit)
         if supervisor is None or supervisor.running is None:
             return
         timeout = supervisor.definition.container.service.timeout_stop_sec
         supervisor.request_stop(StopRequested(timeout, why=f"stop of {unit}"))
+
+    def _of_unit(self, unit: str) -> Supervisor | None:
+        """The container whose conmon has a scope of its own by that name."""
+        running = ((s, s.running) for s in self.supervisors.values() if s.running is not None)
+        return next((s for s, found in running if unit in found.place.units), None)
 
     # Coming and going of the agent
 
@@ -339,7 +354,7 @@ class Agent:
 
     async def _clear_leftovers(self, by_id: Mapping[str, Record], keep: set[str]) -> None:
         """Scopes and bundles without a supervisor: end what runs in them, then remove them."""
-        adopted = {s.unit for s in self.supervisors.values() if s.running is not None}
+        adopted = {unit for s in self.supervisors.values() if s.running is not None for unit in s.running.place.units}
         for unit in await self.host.scopes.list(["cleat-*.scope"]):
             if unit.name not in adopted:
                 cgroup.kill(await self.host.scopes.control_group(unit.name))

@@ -15,7 +15,7 @@ from agent.container import figures
 from agent.container.attach import attach_point
 from agent.container.launch import Running
 from agent.container.supervisor import Supervisor
-from agent.daemon import info
+from agent.daemon import info, stored
 from agent.daemon.agent import Agent
 from agent.daemon.handles import Handles
 from agent.daemon.sessions import Sessions
@@ -159,13 +159,13 @@ class Operations:
         return self._missing("restore")
 
     async def pull(self, caller: str, name: str) -> str:
-        return self._missing("pull")
+        return await stored.pull(self.agent, name)
 
     async def images(self, caller: str) -> str:
-        return self._missing("images")
+        return stored.images(self.agent)
 
     async def prune(self, caller: str, dry_run: bool) -> str:  # noqa: FBT001 a bus argument
-        return self._missing("prune")
+        return await stored.prune(self.agent, dry_run=dry_run)
 
     def _missing(self, what: str) -> str:
         raise Unsupported(f"this version cannot {what} yet")

@@ -191,7 +191,7 @@ def _seccomp(container: Container, config: AgentConfig) -> Iterator[Problem]:
         yield Problem(path, f"{profile} does not exist", 'correct the path, or write "default"')
     elif profile == "default" and not container.security.privileged and not any(map(_stat, SECCOMP_PROFILES)):
         hint = "install golang-github-containers-common (Debian, Ubuntu) or containers-common"
-        yield Problem(path, f"the default profile is not installed: {SECCOMP_PROFILES[1]}", hint)
+        yield Problem(path, f"the default profile is not installed: {SECCOMP_PROFILES[-1]}", hint)
 
 
 def _timezone(container: Container, config: AgentConfig) -> Iterator[Problem]:

@@ -117,7 +117,11 @@ class Vocabulary:
 
 def to_snake(key: str) -> str:
     """A systemd or Quadlet directive in snake case: "CPUQuota" is cpu_quota, "memory-max" memory_max."""
-    text = re.sub(r"([a-z0-9])([A-Z])|([A-Z]+)([A-Z][a-z])", lambda m: f"{m[1] or m[3]}_{m[2] or m[4]}", key[:100])
+    text = re.sub(
+        r"([a-z0-9])([A-Z])|([A-Z]+)([A-Z][a-z])",
+        lambda m: f"{m[1] or m[3]}_{m[2] or m[4]}",
+        key[:100].replace("CPUs", "Cpus"),
+    )
     return text.replace("-", "_").replace(" ", "_").lower()
 
 

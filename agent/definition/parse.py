@@ -81,7 +81,20 @@ def readers(kind: type[Table]) -> dict[str, Reader]:
 def _readers(kind: Any) -> dict[str, Reader]:
     hints = typing.get_type_hints(kind, include_extras=True)
     hidden = _NOT_IN_FILES.get(kind.__name__, set())
-    return {name: _reader(hints[name]) for name in kind.__struct_fields__ if name not in hidden}
+    return {
+        name: _emptiable(_reader(hints[name])) if struct_default(kind, name) == "" else _reader(hints[name])
+        for name in kind.__struct_fields__
+        if name not in hidden
+    }
+
+
+def _emptiable(read: Reader) -> Reader:
+    """For keys that are not set where they are "": that can be written, too, to take back what another file says."""
+
+    def read_text(value: Any, path: KeyPath, problems: Problems) -> Any:
+        return value if value == "" else read(value, path, problems)
+
+    return read_text
 
 
 def _fields(kind: type[Table], raw: Mapping[str, Any], path: KeyPath, problems: Problems) -> dict[str, Any]:

@@ -281,7 +281,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """The word most like `word`, or ""."""
     import difflib  # only needed once something is wrong
 
-    found = difflib.get_close_matches(word, list(words), 1, 0.6 if len(word) > 3 else 0.5)
+    found = difflib.get_close_matches(word, list(words), 1, 0.66 if len(word) > 3 else 0.5)
     return found[0] if found else ""
 
 

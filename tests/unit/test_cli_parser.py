@@ -225,3 +225,18 @@ def test_completions_are_good_scripts(shell: str, file: str) -> None:
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not installed")
     subprocess.run([shell, "-n", str(ROOT / "config/completion" / file)], timeout=30, check=True)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "message"),
+    [
+        (">/dev/full", 1, "cleat: the command failed: No space left on device\n"),
+        (">&-", 0, ""),
+        ("<&- >&-", 0, ""),
+        ("| true", 0, ""),
+    ],
+)
+def test_output_that_goes_nowhere_is_no_traceback(redirection: str, code: int, message: str) -> None:
+    script = f"{shlex.quote(sys.executable)} -m agent.cli.main --help {redirection}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (code, message)

@@ -18,7 +18,7 @@ LAYERS = (
     {"daemon", "run"},
 )
 # The command starts fast because it knows nothing of what runs containers.
-CLI_MAY = {"errors", "status", "paths", "definition", "run", "__init__", "cli"}
+CLI_MAY = {"errors", "status", "paths", "definition", "__init__", "cli"}
 
 
 def room(path: Path) -> str:

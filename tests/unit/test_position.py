@@ -121,10 +121,19 @@ _VALUES = st.recursive(
 )
 
 
-@given(st.lists(st.tuples(st.sampled_from(["", "[{}]\n", "[[{}]]\n", "[t.{}]\n", "[[t.{}]]\n"]), _KEYS, st.dictionaries(_KEYS, _VALUES, max_size=3))))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["", "[{}]\n", "[[{}]]\n", "[t.{}]\n", "[[t.{}]]\n"]),
+            _KEYS,
+            st.dictionaries(_KEYS, _VALUES, max_size=3),
+        )
+    )
+)
 def test_every_key_of_valid_toml_is_found(parts: list[tuple[str, str, dict[str, str]]]) -> None:
     text = "".join(
-        header.format(name) + "".join(f"{key} = {value}\n" for key, value in pairs.items()) for header, name, pairs in parts
+        header.format(name) + "".join(f"{key} = {value}\n" for key, value in pairs.items())
+        for header, name, pairs in parts
     )
     try:
         table = tomli.loads(text)

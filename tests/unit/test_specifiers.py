@@ -53,7 +53,9 @@ def test_facts_of_the_host() -> None:
 
 
 def test_user_folders(tmp_path: Path) -> None:
-    paths = Paths(config=tmp_path / "c/cleat", runtime=tmp_path / "r/cleat", state=tmp_path / "s/cleat", vendor=tmp_path)
+    paths = Paths(
+        config=tmp_path / "c/cleat", runtime=tmp_path / "r/cleat", state=tmp_path / "s/cleat", vendor=tmp_path
+    )
     found = Specifiers("a", "/a.toml", paths).expand("%E %t %S")
     assert found == f"{tmp_path}/c {tmp_path}/r {tmp_path}/s"
 

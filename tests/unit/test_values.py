@@ -60,7 +60,8 @@ def test_time_span_round_trip(microseconds: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(90, "1min 30s"), (0, "0"), (0.1, "100ms"), (math.inf, "infinity"), (86400, "1d"), (240, "4min")]
+    ("seconds", "text"),
+    [(90, "1min 30s"), (0, "0"), (0.1, "100ms"), (math.inf, "infinity"), (86400, "1d"), (240, "4min")],
 )
 def test_format_time_span(seconds: float, text: str) -> None:
     assert values.format_time_span(seconds) == text
@@ -87,7 +88,9 @@ def test_size(text: str | int, size: int) -> None:
     assert values.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "M", "512m", "512MB", "512MiB", "-1", "1X", "1M 1G", "99E", -5, "1.2.3", "9" * 99])
+@pytest.mark.parametrize(
+    "text", ["", "M", "512m", "512MB", "512MiB", "-1", "1X", "1M 1G", "99E", -5, "1.2.3", "9" * 99]
+)
 def test_no_size(text: str | int) -> None:
     with pytest.raises(InvalidValue):
         values.parse_size(text)
@@ -117,7 +120,16 @@ def test_no_mode(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("SIGTERM", 15), ("TERM", 15), ("term", 15), (15, 15), ("9", 9), ("SIGRTMIN+3", 37), ("RTMAX-1", 63), ("RTMIN", 34)],
+    [
+        ("SIGTERM", 15),
+        ("TERM", 15),
+        ("term", 15),
+        (15, 15),
+        ("9", 9),
+        ("SIGRTMIN+3", 37),
+        ("RTMAX-1", 63),
+        ("RTMIN", 34),
+    ],
 )
 def test_signal(text: str | int, number: int) -> None:
     assert values.parse_signal(text) == number
@@ -135,7 +147,8 @@ def test_signal_names_are_read_again(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "status"), [(0, 0), (143, 143), ("143", 143), ("SIGTERM", 143), ("TEMPFAIL", 75), ("EX_CONFIG", 78), ("KILL", 137)]
+    ("text", "status"),
+    [(0, 0), (143, 143), ("143", 143), ("SIGTERM", 143), ("TEMPFAIL", 75), ("EX_CONFIG", 78), ("KILL", 137)],
 )
 def test_exit_status(text: str | int, status: int) -> None:
     assert values.parse_exit_status(text) == status
@@ -167,7 +180,13 @@ def test_template_of() -> None:
 
 @given(st.one_of(st.text(), st.integers(), st.floats()))
 def test_parsers_raise_nothing_else(value: Any) -> None:
-    for parse in (values.parse_time_span, values.parse_size, values.parse_mode, values.parse_signal, values.parse_exit_status):
+    for parse in (
+        values.parse_time_span,
+        values.parse_size,
+        values.parse_mode,
+        values.parse_signal,
+        values.parse_exit_status,
+    ):
         if isinstance(value, float) and parse is not values.parse_time_span:
             continue
         if isinstance(value, int) and parse is values.parse_mode:

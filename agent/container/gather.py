@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bundle is made from and has to be waited for: volumes filled, credentials read, namespaces opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+
+from agent.container import credentials, namespaces, userns, volumes
+from agent.container.credentials import Secrets
+from agent.container.host import Host
+from agent.container.namespaces import Shared
+from agent.container.userns import UserNamespace
+from agent.definition.model import Container, Mount, MountType
+from agent.errors import CommandNotFound, InvalidArgument, PullFailed, Unsupported
+from agent.oci import image_config
+from agent.oci.image_config import ImageConfig
+
+# Mount points of every container. A runtime that follows a link there mounts somewhere else (CVE-2026-41579,
+# CVE-2026-47766).
+_NO_LINKS = ("dev", "proc", "sys")
+
+
+class Root(msgspec.Struct, frozen=True, kw_only=True):
+    """The root file system that is run: an image's tree or a folder; "" where a bundle brings its own."""
+
+    path: str = ""
+    image: ImageConfig | None = None
+    digest: str = ""
+
+
+class Gathered(msgspec.Struct, frozen=True, kw_only=True):
+    """All that was waited for. fds in it are closed when it is no longer referred to."""
+
+    root: Root
+    image_volumes: tuple[Mount, ...]
+    volumes: dict[str, Path]
+    secrets: Secrets
+    shared: Shared
+    user_namespace: UserNamespace | None = None
+
+
+async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
+    """The bundle's folder exists already. Raises CleatError."""
+    root = find_root(host, container)
+    asked = volumes.of_image(container, root.image.volumes) if root.image else ()
+    folders = {
+        mount.source: await host.volumes.ready(mount, root.path, container.name)
+        for mount in (*container.mount, *asked)
+        if mount.type is MountType.VOLUME
+    }
+    secrets = await credentials.load(container)
+    shifted = None
+    if userns.is_wanted(container):
+        shifted = await userns.create(userns.reserve(container, host.paths, bundle))
+    return Gathered(
+        root=root,
+        image_volumes=asked,
+        volumes=folders,
+        secrets=secrets,
+        shared=namespaces.open_shared(container, host.payload_pid),
+        user_namespace=shifted,
+    )
+
+
+def find_root(host: Host, container: Container) -> Root:
+    """Looks here only: images are fetched before. Raises CleatError."""
+    if container.bundle:
+        return Root()
+    if container.image:
+        return _of_image(host, container)
+    path = os.path.realpath(container.rootfs)
+    if not os.path.isdir(path):
+        raise CommandNotFound(
+            f"{container.rootfs} is not a folder",
+            container=container.name,
+            key="rootfs",
+            hint="create it, or mend the path",
+        )
+    _check_links(path, container.name, "rootfs")
+    return Root(path=path)
+
+
+def _of_image(host: Host, container: Container) -> Root:
+    image = host.images.find(container)
+    if image is None:
+        raise PullFailed(
+            f"{container.image} is not here", container=container.name, key="image", hint=f"cleat pull {container.name}"
+        )
+    path = os.fspath(image.tree)
+    _check_links(path, container.name, "image")
+    return Root(path=path, image=image_config.from_json(image.config), digest=image.digest)
+
+
+def _check_links(root: str, container: str, key: str) -> None:
+    for name in _NO_LINKS:
+        try:
+            mode = os.lstat(os.path.join(root, name)).st_mode
+        except OSError:
+            continue
+        if stat.S_ISLNK(mode):
+            raise InvalidArgument(
+                f"/{name} of its root file system is a symbolic link",
+                container=container,
+                key=key,
+                why="runtimes have been led astray by that",
+                hint=f"make /{name} a folder, and ask who made this image",
+            )
+
+
+def at_once(host: Host, container: Container) -> Gathered:
+    """The same for a container that has nothing to wait for. Raises Unsupported for one that has."""
+    root = find_root(host, container)
+    has_volumes = volumes.named(container.mount) or (root.image is not None and root.image.volumes)
+    if has_volumes or container.credential or userns.is_wanted(container):
+        raise Unsupported("needs volumes, credentials or a user namespace", container=container.name)
+    shared = namespaces.open_shared(container, host.payload_pid)
+    return Gathered(root=root, image_volumes=(), volumes={}, secrets=Secrets({}), shared=shared)

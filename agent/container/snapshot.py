@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A supervisor as values: its status for people and interfaces, its record for the next agent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.container import launch
+from agent.container.record import Record
+from agent.status import Status
+
+if TYPE_CHECKING:
+    from agent.container.supervisor import Supervisor
+
+
+def status_of(s: Supervisor) -> Status:
+    running, last, container = s.running, s.last, s.definition.container
+    return Status(
+        name=s.name,
+        id=running.id if running else s.last_id,
+        state=s.state,
+        ready=s.ready,
+        pid=running.payload.pid if running else 0,
+        conmon_pid=running.conmon.pid if running else 0,
+        exit_code=last.code if last else None,
+        oom_killed=bool(last and last.oom_killed),
+        started_at=s.started_at,
+        finished_at=last.finished_at if last else 0.0,
+        restarts=s.restarts,
+        status_text=s.status_text,
+        health=s.health,
+        health_output=s.health_output,
+        unit=s.unit,
+        definition=container.source,
+        image=container.image,
+        error=last.error if last else "",
+        error_code=last.error_code if last else "",
+        description=container.description,
+        log_path=launch.log_path(s.host, container),
+    )
+
+
+def record_of(s: Supervisor) -> Record:
+    running, last, definition = s.running, s.last, s.definition
+    return Record(
+        name=s.name,
+        id=running.id if running else s.last_id,
+        state=s.state,
+        wanted=s.wanted,
+        raw=definition.raw,
+        source=definition.container.source,
+        digest=definition.digest,
+        unit=running.unit if running else "",
+        cgroup=running.cgroup if running else "",
+        conmon=running.conmon if running else None,
+        payload=running.payload if running else None,
+        runtime=running.runtime.name if running else "",
+        ready=s.ready,
+        started_at=s.started_at,
+        finished_at=last.finished_at if last else 0.0,
+        exit_code=last.code if last else None,
+        oom_killed=bool(last and last.oom_killed),
+        restarts=s.restarts,
+        attempt=s.attempt,
+        status_text=s.status_text,
+        health=s.health,
+        watchdog_sec=s.run.watchdog_sec if s.run else 0.0,
+        stored_fds=s.listening.kept_names,
+        error=last.error if last else "",
+        error_code=last.error_code if last else "",
+        image=definition.container.image,
+        stop_signal=running.stop_signal if running else 0,
+    )
