@@ -11,6 +11,7 @@ CleatError                  failed               exit 1
 ├── DeadlineExceeded        deadline-exceeded         1   also TimeoutError
 ├── BusLost                 bus-lost                  1   also ConnectionError
 ├── ScopeFailed             scope-failed            125
+│   └── UnitExists              unit-exists         125   a unit of that name is loaded already
 ├── Unsupported             unsupported             125   the installed tool, kernel or host cannot do it
 ├── PullFailed              pull-failed             125
 ├── ConmonFailed            conmon-failed           125
@@ -100,6 +101,10 @@ class BusLost(CleatError, ConnectionError):
 class ScopeFailed(CleatError):
     code = "scope-failed"
     exit_code = 125
+
+
+class UnitExists(ScopeFailed):
+    code = "unit-exists"
 
 
 class Unsupported(CleatError):

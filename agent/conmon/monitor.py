@@ -42,7 +42,7 @@ class _Pair:
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.ours.setblocking(False)
+        self.ours.setblocking(False)  # noqa: FBT003 its only form
 
     def close(self) -> None:
         self.ours.close()

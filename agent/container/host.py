@@ -102,13 +102,16 @@ class Host:
         self.payload_pid: Callable[[str], int | None] = lambda _: None
         self._conmon: tuple[FileId, Conmon] | None = None
         self._runtimes: dict[str, tuple[FileId, Runtime, Features]] = {}
+        self._probing = asyncio.Lock()
         self._unwritable: set[str] = set()
 
     async def conmon(self) -> Conmon:
         """The conmon to use now. Raises Unsupported or CommandNotFound."""
         found = find_conmon(self.config.conmon_path)
         if self._conmon is None or self._conmon[0] != found:
-            self._conmon = found, await probe_conmon(found[0])
+            async with self._probing:
+                if self._conmon is None or self._conmon[0] != found:
+                    self._conmon = found, await probe_conmon(found[0])
         return self._conmon[1]
 
     @property
@@ -117,9 +120,17 @@ class Host:
 
     async def runtime(self, name: str) -> tuple[Runtime, Features]:
         """The runtime to use now, probed. Raises Unsupported when it is missing or too old."""
+        found = self._known_runtime(name)
+        if found is None:
+            async with self._probing:
+                found = self._known_runtime(name) or await self._probe_runtime(name)
+        return found
+
+    def _known_runtime(self, name: str) -> tuple[Runtime, Features] | None:
         cached = self._runtimes.get(name)
-        if cached is not None and _file_id(cached[0][0]) == cached[0]:
-            return cached[1:]
+        return cached[1:] if cached is not None and _file_id(cached[0][0]) == cached[0] else None
+
+    async def _probe_runtime(self, name: str) -> tuple[Runtime, Features]:
         root = os.fspath(self.paths.runtime / "runtime" / Path(name).name)
         runtime = Runtime.find(name, self.config.runtimes.get(name, ()), process.base_environment()["PATH"], root=root)
         features = await runtime.probe()

@@ -24,7 +24,7 @@ AGENT, FOREGROUND = "cleat-", "cleat:"
 
 
 def scope_name(name: str, prefix: str = AGENT) -> str:
-    """The unit of a container. An instance's `@` would make it a template's name, which scopes cannot have: `:` instead."""
+    """The unit of a container. An instance's `@` becomes `:`, since scopes cannot have templates' names."""
     return f"{prefix}{name.replace('@', ':')}.scope"
 
 

@@ -37,6 +37,7 @@ class Agent:
         self.loader = loader
         self.loaded = Loaded(definitions={})
         self._launching: set[str] = set()
+        host.payload_pid = self._payload_pid
         self.supervisors: dict[str, Supervisor] = {}
         self.on_change: list[Callable[[Supervisor], None]] = []
         self.on_removed: list[Callable[[str], None]] = []
@@ -91,6 +92,11 @@ class Agent:
 
     # Lookup
 
+    def _payload_pid(self, name: str) -> int | None:
+        supervisor = self.supervisors.get(name)
+        running = supervisor.running if supervisor is not None else None
+        return running.payload.pid if running is not None and running.payload.is_alive() else None
+
     def supervisor(self, name: str) -> Supervisor:
         """The container's supervisor; instances of known templates come into being here. Raises NoSuchContainer."""
         found = self.supervisors.get(name)
@@ -115,7 +121,7 @@ class Agent:
                 raise DefinitionRejected(str(diagnostic), container=name, hint="cleat check")
 
     def statuses(self, names: Sequence[str]) -> list[Status]:
-        """Of the named containers, or of all; what a refused definition says stands in `error`. Raises NoSuchContainer."""
+        """Of the named containers, or of all; a refused definition is told in `error`. Raises NoSuchContainer."""
         refused = {d.container: d for d in self.loaded.diagnostics if d.container and not d.warning}
         chosen = names or sorted(self.supervisors.keys() | refused.keys())
         return [self._status(name, refused.get(name)) for name in chosen]

@@ -290,8 +290,8 @@ def _device_row(key: str, name: str, parse: Callable[[Any], str], to: Any = _dev
     return _row(key, name, "io", _PER_DEVICE, parse, to, ("a(st)", []), (str,), is_list=True)
 
 
-def _flag_row(key: str, name: str, controller: str = "") -> Row:
-    return _row(key, name, controller, "a boolean", _boolean, _flag, ("b", False), (bool,))
+def _flag_row(key: str, name: str, controller: str = "", *, unset: bool = False) -> Row:
+    return _row(key, name, controller, "a boolean", _boolean, _flag, ("b", unset), (bool,))
 
 
 def _prefix_row(key: str, name: str) -> Row:
@@ -313,7 +313,7 @@ ROWS: dict[str, Row] = {
         _memory_row("memory_max", "MemoryMax"),
         _memory_row("memory_swap_max", "MemorySwapMax"),
         _memory_row("memory_zswap_max", "MemoryZSwapMax"),
-        _flag_row("memory_accounting", "MemoryAccounting", "memory"),
+        _flag_row("memory_accounting", "MemoryAccounting", "memory", unset=True),
         _weight_row("cpu_weight", "CPUWeight", "cpu"),
         _weight_row("startup_cpu_weight", "StartupCPUWeight", "cpu"),
         _row(
@@ -336,13 +336,13 @@ ROWS: dict[str, Row] = {
             ("t", INFINITY),
             (str, int, float),
         ),
-        _flag_row("cpu_accounting", "CPUAccounting"),
+        _flag_row("cpu_accounting", "CPUAccounting", unset=True),
         _set_row("allowed_cpus", "AllowedCPUs"),
         _set_row("startup_allowed_cpus", "StartupAllowedCPUs"),
         _set_row("allowed_memory_nodes", "AllowedMemoryNodes"),
         _set_row("startup_allowed_memory_nodes", "StartupAllowedMemoryNodes"),
         _row("tasks_max", "TasksMax", "pids", 'a number, a percentage or "infinity"', _tasks, _amount, ("t", INFINITY)),
-        _flag_row("tasks_accounting", "TasksAccounting", "pids"),
+        _flag_row("tasks_accounting", "TasksAccounting", "pids", unset=True),
         _weight_row("io_weight", "IOWeight", "io"),
         _weight_row("startup_io_weight", "StartupIOWeight", "io"),
         _device_row("io_device_weight", "IODeviceWeight", _device_weight),

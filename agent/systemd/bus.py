@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dbus_next import BusType, Message, MessageType, NameFlag, RequestNameReply, Variant
 from dbus_next.aio import MessageBus
@@ -22,6 +22,7 @@ from agent.errors import (
     DeadlineExceeded,
     InvalidArgument,
     ScopeFailed,
+    UnitExists,
     Unsupported,
 )
 
@@ -80,8 +81,10 @@ def _error_of(reply: Message, what: str) -> CleatError:
     return UnitExists(what, why=why) if name.endswith(".UnitExists") else ScopeFailed(what, why=why)
 
 
-class UnitExists(ScopeFailed):
-    """A unit of that name is loaded already."""
+class Peer(NamedTuple):
+    name: str
+    pid: int
+    uid: int
 
 
 class Bus:
@@ -91,6 +94,7 @@ class Bus:
         self._type = BusType.SESSION if user else BusType.SYSTEM
         self._bus: MessageBus | None = None
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._peer: Peer | None = None
         self._matches: dict[str, int] = {}
         self._signal_handlers: dict[str, list[SignalHandler]] = {}
         self._message_handlers: list[MessageHandler] = []
@@ -220,15 +224,18 @@ class Bus:
         daemon = "org.freedesktop.DBus"
         return await self.call(daemon, "/org/freedesktop/DBus", daemon, member, signature, body)
 
+    async def peer(self, sender: str) -> Peer:
+        """Process and user of a client, as the broker saw it connect (unique names are never used again)."""
+        if self._peer is None or self._peer.name != sender:
+            (found,) = await self._bus_call("GetConnectionCredentials", "s", sender)
+            self._peer = Peer(sender, int(found["ProcessID"].value), int(found["UnixUserID"].value))
+        return self._peer
+
     async def peer_pid(self, sender: str) -> int:
-        """The process of a client, as the broker saw it connect."""
-        (pid,) = await self._bus_call("GetConnectionUnixProcessID", "s", sender)
-        return int(pid)
+        return (await self.peer(sender)).pid
 
     async def peer_uid(self, sender: str) -> int:
-        """The user of a client, as the broker saw it connect."""
-        (uid,) = await self._bus_call("GetConnectionUnixUser", "s", sender)
-        return int(uid)
+        return (await self.peer(sender)).uid
 
     async def add_match(self, rule: str) -> None:
         """Ask for signals; counted, and renewed on reconnect."""

@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from agent import cgroup
-from agent.errors import CleatError, DeadlineExceeded, ScopeFailed
-from agent.systemd.bus import Bus, Signal, UnitExists, Variant, decode_path, encode_path
+from agent.errors import CleatError, DeadlineExceeded, ScopeFailed, UnitExists
+from agent.systemd.bus import Bus, Signal, Variant, decode_path, encode_path
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,8 @@ class Scopes:
         await self._bus.add_match(_JOB_REMOVED)
         await self._manager("Subscribe")
 
-    async def _manager(self, member: str, signature: str = "", *body: Any, timeout: float = 30.0) -> list[Any]:
-        return await self._bus.call(SYSTEMD, _PATH, _MANAGER, member, signature, body, timeout=timeout)
+    async def _manager(self, member: str, signature: str = "", *body: Any) -> list[Any]:
+        return await self._bus.call(SYSTEMD, _PATH, _MANAGER, member, signature, body)
 
     def _job_removed(self, signal: Signal) -> None:
         _, _, unit, result = signal.body
@@ -180,7 +180,7 @@ class Scopes:
     async def set_properties(self, unit: str, properties: Sequence[Property]) -> None:
         """Change a running unit's properties until it ends (SetUnitProperties, runtime)."""
         body = [[name, Variant(signature, value)] for name, signature, value in properties]
-        await self._manager("SetUnitProperties", "sba(sv)", unit, True, body)
+        await self._manager("SetUnitProperties", "sba(sv)", unit, True, body)  # noqa: FBT003 a bus argument
 
     async def start_unit(self, unit: str, *, wait: bool = False, deadline: float = 90.0) -> None:
         """Queue a start job, and with `wait` see its end. Raises ScopeFailed, DeadlineExceeded."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,8 +44,9 @@ def test_listen_address(text: str, address: ListenAddress) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "0", "65536", "localhost:80", "1.2.3:80", "1.2.3.4", "::1:80", "[::1]", "[::g]:80", "/", "@", "/run/", "run/a",
-        "/run/../a", "/" + "a" * 107, "vsock:1", "vsock:4294967296:1", "vsock:1:99999999999", "٣", "1.2.3.4:80 ", "99999999999",
+        "", "0", "65536", "localhost:80", "1.2.3:80", "1.2.3.4", "::1:80", "[::1]", "[::g]:80", "/", "@", "/run/",
+        "run/a", "/run/../a", "/" + "a" * 107, "vsock:1", "vsock:4294967296:1", "vsock:1:99999999999", "٣",
+        "1.2.3.4:80 ", "99999999999",
     ],
 )  # fmt: skip
 def test_no_listen_address(text: str) -> None:
@@ -98,7 +101,5 @@ def test_no_publish(text: str) -> None:
 @given(st.text(alphabet="0123456789.:[]@/-%abcvsockudp ", max_size=40))
 def test_only_invalid_value_is_raised(text: str) -> None:
     for parse in (parse_listen_address, parse_publish, parse_fifo):
-        try:
+        with suppress(InvalidValue):
             parse(text)
-        except InvalidValue as e:
-            assert e.reason

@@ -71,7 +71,7 @@ def test_help_is_one_line(line: str) -> None:
 
 def documented(page: str, table: str) -> dict[str, str]:
     """Key to default, as written in the section of a table."""
-    title = "TOP-LEVEL KEYS" if not table else table
+    title = table or "TOP-LEVEL KEYS"
     sections = re.split(r"^# (.+)$", page, flags=re.MULTILINE)
     text = {name.strip("[]"): body for name, body in zip(sections[1::2], sections[2::2], strict=True)}[title]
     entries = re.findall(r"^\*\*([a-z0-9_]+)\*\*(?: = (.+))?$", text, flags=re.MULTILINE)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.definition import load
 from agent.definition.agent_config import AgentConfig, Defaults, ServiceDefaults
 from agent.definition.load import Loader, from_raw, parse_text
-from agent.definition.model import Restart
+from agent.definition.model import Loaded, Restart
 from agent.errors import DefinitionRejected
 from agent.paths import Paths
 
@@ -48,7 +47,7 @@ def loader(paths: Paths) -> Loader:
     return Loader(paths)
 
 
-def said(loaded: load.Loaded) -> list[str]:
+def said(loaded: Loaded) -> list[str]:
     return [str(diagnostic) for diagnostic in loaded.diagnostics]
 
 
@@ -86,7 +85,7 @@ def test_mask(loader: Loader, write: Write) -> None:
 def test_other_files_are_ignored(loader: Loader, write: Write) -> None:
     for name in (".web.toml", "web.toml~", "web.toml.rpmsave", "README", "web.conf"):
         write(name, "no TOML")
-    assert loader.load() == load.Loaded(definitions={})
+    assert loader.load() == Loaded(definitions={})
 
 
 def test_name_that_is_none(loader: Loader, write: Write) -> None:
@@ -133,7 +132,7 @@ def test_unusable_file(loader: Loader, write: Write, make: Callable[[Path], obje
     started = time.monotonic()
     loaded = loader.load()
     assert time.monotonic() - started < 1
-    assert (sorted(loaded.definitions), loaded.rejected) == (["good"], {"bad"})
+    assert (sorted(loaded.definitions), loaded.rejected) == (["good"], frozenset({"bad"}))
     assert words in said(loaded)[0]
     assert said(loader.load()) == said(loaded)
 
@@ -176,7 +175,7 @@ def test_folder_that_others_can_write(loader: Loader, write: Write) -> None:
     assert "web" in loader.load().definitions
     folder.chmod(0o777)
     loaded = loader.load()
-    assert (loaded.definitions, loaded.rejected) == ({}, {"web"})
+    assert (loaded.definitions, loaded.rejected) == ({}, frozenset({"web"}))
     assert f"chmod go-w {folder}" in said(loaded)[0]
     folder.chmod(0o755)
     assert "web" in loader.load().definitions
@@ -236,7 +235,7 @@ def test_drop_in_of_the_same_name_hides(loader: Loader, write: Write) -> None:
 
 def test_drop_ins_without_a_definition(loader: Loader, write: Write) -> None:
     write("web.toml.d/a.toml", "nonsense")
-    assert loader.load() == load.Loaded(definitions={})
+    assert loader.load() == Loaded(definitions={})
 
 
 def test_drop_in_takes_a_value_back(loader: Loader, write: Write) -> None:
@@ -314,7 +313,7 @@ def test_masked_template(loader: Loader, write: Write) -> None:
 @pytest.mark.parametrize("name", ["nothing", "nothing@1", "", "..", "/etc/passwd", "web@../x"])
 def test_no_such_container(loader: Loader, write: Write, name: str) -> None:
     write("web.toml")
-    assert loader.load_one(name) == load.Loaded(definitions={})
+    assert loader.load_one(name) == Loaded(definitions={})
 
 
 def test_name_of_an_instance_is_checked(loader: Loader, write: Write) -> None:
@@ -407,6 +406,7 @@ def test_many_unchanged_definitions_are_quick(loader: Loader, write: Write) -> N
     for i in range(1000):
         (folder / f"c{i}.toml").write_text(PLAIN + f'description = "{i}"\n')
     loader.load()
+    loaded = Loaded(definitions={})
     durations = []
     for _ in range(5):
         started = time.perf_counter()

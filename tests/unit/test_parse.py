@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from typing import Any
 
 import pytest
@@ -80,7 +80,7 @@ def test_every_key_refuses_a_date() -> None:
     """No reader is left that takes anything."""
     for table, keys in DEFINITION.tables.items():
         for key in keys:
-            raw: dict[str, Any] = {key: datetime.date(2026, 1, 1)}
+            raw: dict[str, Any] = {key: dt.date(2026, 1, 1)}
             if table:
                 raw = {table: [raw] if table in {"socket", "mount", "credential"} else raw}
             _, problems = read(raw)
@@ -126,7 +126,7 @@ _SCALARS = st.one_of(
     st.sampled_from(
         ["/a/../b", "1h", "5%", "host", "a\0b", "\n", "[::1]:80", "8080:80", "CAP_CHOWN", "0:1:2", "infinity"]
     ),
-    st.just(datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)),
+    st.just(dt.datetime(2026, 1, 1, tzinfo=dt.UTC)),
 )
 _WORDS = st.one_of(
     st.sampled_from(sorted({key for keys in DEFINITION.tables.values() for key in keys} | set(DEFINITION.tables))),
