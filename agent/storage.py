@@ -34,6 +34,7 @@ _MOUNT_ATTR = struct.Struct("=QQQQ")  # struct mount_attr of linux/mount.h: set,
 _OVERLAY_HARDENED = ("redirect_dir=nofollow", "metacopy=off")
 _OPTIONS_MAX = 4095
 _REMOVE_TIMEOUT = 120.0
+_COPY_TIMEOUT = 600.0
 
 
 @functools.cache
@@ -188,8 +189,8 @@ def make_read_only(target: str) -> None:
 def prepare_overlay(folder: Path, *, like: str) -> tuple[str, str]:
     """Fresh upper and work folders below `folder`. The upper is what `/` shows: mode and owner are those of `like`."""
     upper, work = folder / "upper", folder / "work"
-    folder.mkdir(mode=0o711, parents=True)
-    upper.mkdir()
+    folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+    upper.mkdir(exist_ok=True)
     work.mkdir(mode=0o700)
     found = os.stat(like)
     os.chown(upper, found.st_uid, found.st_gid)
@@ -209,6 +210,15 @@ async def remove_tree(*paths: Path) -> None:
 
 def _present(paths: Sequence[Path]) -> list[str]:
     return [os.fspath(path) for path in paths if os.path.lexists(path)]
+
+
+async def copy_tree(source: Path, target: Path) -> None:
+    """Copy a folder with owners, modes, device nodes and extended attributes, sharing blocks where the disk can."""
+    target.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    argv = ["cp", "--archive", "--reflink=auto", "--no-target-directory", "--", os.fspath(source), os.fspath(target)]
+    result = await process.run(argv, timeout=_COPY_TIMEOUT)
+    if result.returncode != 0:
+        raise CleatError(f"cannot copy {source}", why=result.text)
 
 
 def remove_small_tree(path: Path) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from agent import process
 from agent.container import scope
+from agent.container.restore import Restore
 from agent.container.volumes import Volumes
 from agent.definition.agent_config import AgentConfig
 from agent.errors import CleatError, Unsupported
@@ -104,6 +105,8 @@ class Host:
         self._runtimes: dict[str, tuple[FileId, Runtime, Features]] = {}
         self._probing = asyncio.Lock()
         self._unwritable: set[str] = set()
+        # What the next launch of a container goes on from, by its name; taken by that launch.
+        self.restores: dict[str, Restore] = {}
 
     async def conmon(self) -> Conmon:
         """The conmon to use now. Raises Unsupported or CommandNotFound."""

@@ -56,6 +56,7 @@ class Running:
         self.payload = payload
         self.pidfd = pidfd
         self.stop_signal = stop_signal
+        self.keep_root = False  # a checkpoint takes over what the run changed of its root
 
     @property
     def unit(self) -> str:
@@ -149,14 +150,19 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
             async with asyncio.timeout(host.config.create_timeout_sec):
                 conmon = await host.conmon()
                 runtime, features = await host.runtime(container.runtime.name)
-                require_possible(container, runtime=runtime.name, no_cgroups=features.no_cgroups)
+                require_possible(container, place, runtime=runtime.name, no_cgroups=features.no_cgroups)
                 bundle = _prepare(host, container, container_id, place, start, undo)
+                restore = host.restores.pop(container.name, None)
+                if restore is not None and restore.upper:
+                    await storage.copy_tree(Path(restore.upper), host.paths.overlay(container_id) / "upper")
                 argv = command.create_arguments(
                     conmon_command(host, container, bundle, conmon, runtime, features, len(start.listen_fds)),
                     command.CreateOptions(
                         systemd_cgroup=place.runtime_scope,
                         no_pivot=container.runtime.no_pivot,
                         exit_command=tuple(host.config.exit_command),
+                        restore=restore.image if restore else "",
+                        restore_opts=restore.options if restore else (),
                     ),
                 )
                 undo.push_async_callback(cgroups.remove, place)
@@ -174,7 +180,8 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
                 await cgroups.take_charge(host, container, place)
                 undo.push_async_callback(cgroups.let_go, host, place)
                 on_created(running)
-                await runtime.start(container_id, container=container.name)
+                if restore is None:  # a restored payload runs already
+                    await runtime.start(container_id, container=container.name)
         except TimeoutError as e:
             limit = host.config.create_timeout_sec
             raise DeadlineExceeded(
@@ -363,7 +370,8 @@ async def tidy(host: Host, running: Running) -> None:
     await cgroups.let_go(host, running.place)
     await _delete(running.runtime, running.id)
     await cgroups.remove(running.place)
-    await storage.remove_tree(host.paths.bundle(running.id), host.paths.overlay(running.id))
+    root = () if running.keep_root else (host.paths.overlay(running.id),)
+    await storage.remove_tree(host.paths.bundle(running.id), *root)
 
 
 def thaw(running: Running) -> None:

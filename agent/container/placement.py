@@ -130,9 +130,17 @@ def _systemd_path(slice_name: str, unit: str) -> str:
     return f"{slice_name}:{prefix}:{name}"
 
 
-def require_possible(container: Container, *, runtime: str, no_cgroups: bool) -> None:
-    """Raises Unsupported for what would silently not hold: limits without a scope, a runtime that cannot do without."""
+def require_possible(container: Container, place: Placement, *, runtime: str, no_cgroups: bool) -> None:
+    """Raises Unsupported for what would not hold: limits without a scope, a scope that the runtime cannot name ..."""
     settings = container.cgroup
+    if place.runtime_scope and ":" in place.unit:
+        raise Unsupported(
+            f"the runtime cannot make {place.unit}",
+            container=container.name,
+            key="cgroup.mode",
+            why="its form slice:prefix:name has no room for a colon in the name",
+            hint='use mode = "split"',
+        )
     if settings.manager is CgroupManager.CGROUPFS and container.resources.properties:
         raise Unsupported(
             "limits cannot be set",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from agent import cgroup
 from agent.definition.model import Container
-from agent.definition.resources import scope_properties
+from agent.definition.resources import changed_properties, scope_properties
 from agent.systemd.scopes import Property
 
 CONTAINERS_TARGET = "cleat-containers.target"
@@ -90,21 +90,7 @@ def properties(
 
 def limit_changes(old: Container, new: Container) -> list[Property]:
     """The properties to set on a running scope when the limits of a definition changed; resets included."""
-    before = {name: (signature, value) for name, signature, value in limits(old)}
-    after = {name: (signature, value) for name, signature, value in limits(new)}
-    changed: list[Property] = [
-        (name, signature, value) for name, (signature, value) in after.items() if before.get(name) != (signature, value)
-    ]
-    gone = [(name, signature) for name, (signature, _) in before.items() if name not in after]
-    return changed + [(name, signature, _unset(name, signature)) for name, signature in gone]
-
-
-def _unset(name: str, signature: str) -> object:
-    """The value that means "as if never set" in org.freedesktop.systemd1(5)."""
-    if signature == "t":
-        return 0 if name.endswith(("Min", "Low")) else _INFINITY
-    if signature == "ay" or signature.startswith("a"):
-        return []
-    if signature == "b":
-        return False
-    return "" if signature == "s" else _INFINITY
+    changed: list[Property] = [(p.name, p.signature, p.value) for p in changed_properties(old.resources, new.resources)]
+    if "tasks_max" in old.resources.properties and "tasks_max" not in new.resources.properties:
+        changed += [p for p in limits(new) if p[0] == "TasksMax"]
+    return changed

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from agent.container import checkpoint as checkpoints
 from agent.container import figures
 from agent.container.attach import attach_point
 from agent.container.launch import Running
@@ -19,7 +20,7 @@ from agent.daemon import info, stored
 from agent.daemon.agent import Agent
 from agent.daemon.handles import Handles
 from agent.daemon.sessions import Sessions
-from agent.errors import CleatError, InvalidArgument, InvalidState, Unsupported
+from agent.errors import AccessDenied, CleatError, InvalidArgument, InvalidState, Unsupported
 
 _DEFAULT_TIMEOUT = 2**64 - 1
 _USEC = 1_000_000
@@ -153,10 +154,24 @@ class Operations:
         return point.socket, point.control, point.is_terminal
 
     async def checkpoint(self, caller: str, name: str, options: str) -> str:
-        return self._missing("checkpoint")
+        request = checkpoints.parse_checkpoint(options)
+        if request.export:
+            await self._require_root(caller, "export")
+        supervisor = self.agent.supervisor(name)
+        self.sessions.require_none(supervisor)
+        path = await checkpoints.checkpoint(supervisor, request)
+        return json.dumps({"path": path, "export": request.export})
 
     async def restore(self, caller: str, name: str, options: str) -> str:
-        return self._missing("restore")
+        request = checkpoints.parse_restore(options)
+        if request.archive:
+            await self._require_root(caller, "import")
+        return json.dumps({"id": await checkpoints.restore(self.agent.supervisor(name), request)})
+
+    async def _require_root(self, caller: str, key: str) -> None:
+        """Paths of a caller's choice are read and written as root, or as the user whose agent this is."""
+        if await self._peer_uid(caller) not in {0, os.geteuid()}:
+            raise AccessDenied("only root may name a file for the agent", key=key, hint="use sudo")
 
     async def pull(self, caller: str, name: str) -> str:
         return await stored.pull(self.agent, name)

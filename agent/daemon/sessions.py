@@ -63,6 +63,12 @@ class Sessions:
         if present + self._coming.get(container_id, 0) >= SESSIONS_MAX:
             raise InvalidState(f"it has {SESSIONS_MAX} exec sessions already", container=name, hint="end some of them")
 
+    def require_none(self, supervisor: Supervisor) -> None:
+        """Raises InvalidState while commands run in the container: their clients cannot be part of a checkpoint."""
+        running = supervisor.running
+        if running is not None and any(s.container_id == running.id for s in self._sessions.values()):
+            raise InvalidState("commands are being executed in it", container=supervisor.name, hint="end them first")
+
     def get(self, session: str, uid: int) -> Session:
         """The session, for its owner or root. Raises InvalidArgument for an unknown one, AccessDenied."""
         found = self._sessions.get(session)

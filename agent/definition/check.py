@@ -147,7 +147,7 @@ def _controllers(container: Container, config: AgentConfig) -> Iterator[Problem]
     for key in container.resources.properties:
         controller = resources.ROWS[key].controller
         if controller and controller not in available:
-            hint = f"enable it (cgroup_enable={controller} on the kernel's command line), or remove the limit"
+            hint = f"remove the limit, or boot the host with cgroup_enable={controller}"
             yield Problem(("resources", key), f"this host has no cgroup controller {controller}", hint)
 
 

@@ -253,9 +253,6 @@ def _addresses(name: str, text: str) -> tuple[Property, ...]:
 
 # The rows
 
-_NUMBER_OR_TEXT = (str, int)
-_PER_DEVICE = "a device and a value"
-
 
 def _row(
     key: str,
@@ -268,9 +265,7 @@ def _row(
     types: tuple[type, ...] = (str, int),
     is_list: bool = False,  # noqa: FBT001, FBT002 a column of the table below
 ) -> Row:
-    signature, value = unset
-    # Only one of a value and its share is ever set: whichever came last holds.
-    return Row(key, name, controller, types, expected, parse, properties, (Property(name, signature, value),), is_list)
+    return Row(key, name, controller, types, expected, parse, properties, (Property(name, *unset),), is_list)
 
 
 def _memory_row(key: str, name: str, unset: int = INFINITY) -> Row:
@@ -287,7 +282,7 @@ def _set_row(key: str, name: str) -> Row:
 
 
 def _device_row(key: str, name: str, parse: Callable[[Any], str], to: Any = _device_numbers) -> Row:
-    return _row(key, name, "io", _PER_DEVICE, parse, to, ("a(st)", []), (str,), is_list=True)
+    return _row(key, name, "io", "a device and a value", parse, to, ("a(st)", []), (str,), is_list=True)
 
 
 def _flag_row(key: str, name: str, controller: str = "", *, unset: bool = False) -> Row:

@@ -73,24 +73,31 @@ async def _stop_all(actions: Sequence[Action], target: Target, errors: dict[str,
 
 
 def _acyclic(names: Iterable[str], waits_for: Mapping[str, set[str]]) -> list[str]:
-    """The names, with edges that close a cycle taken out of `waits_for`: a cycle must not hang a shutdown."""
-    done: set[str] = set()
-    path: list[str] = []
+    """The names, with edges that close a cycle taken out of `waits_for`: a cycle must not hang a shutdown.
 
-    def visit(name: str) -> None:
-        path.append(name)
-        for other in sorted(waits_for[name]):
+    Depth first, with a stack of its own: a chain may be longer than Python's.
+    """
+    done: set[str] = set()
+    ordered = sorted(names)
+    for first in ordered:
+        path: dict[str, list[str]] = {}
+        todo = [first]
+        while todo:
+            name = todo[-1]
+            if name in done:
+                todo.pop()
+                continue
+            left = path.setdefault(name, sorted(waits_for[name]))
+            if not left:
+                done.add(name)
+                path.pop(name)
+                todo.pop()
+                continue
+            other = left.pop()
             if other in path:
                 waits_for[name].discard(other)
             elif other not in done:
-                visit(other)
-        path.pop()
-        done.add(name)
-
-    ordered = sorted(names)
-    for name in ordered:
-        if name not in done:
-            visit(name)
+                todo.append(other)
     return ordered
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 from agent.definition.model import Container
@@ -87,3 +88,10 @@ def test_a_restart_stops_first_and_takes_the_new_definition_before_the_start() -
     target = Recorder(container("a"))
     run(target, (Verb.RESTART, "a"))
     assert target.steps == ["stop a", "take a", "start a"]
+
+
+def test_a_long_chain_is_followed_to_its_end() -> None:
+    names = [f"c{i}" for i in range(3000)]
+    target = Recorder(*(container(n, after=(m,)) for n, m in pairwise(names)), container(names[-1]))
+    run(target, *((Verb.START, name) for name in names))
+    assert [s for s in target.steps if s.startswith("start")] == [f"start {n}" for n in reversed(names)]

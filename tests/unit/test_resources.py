@@ -193,6 +193,16 @@ def test_change_of_a_share_to_a_size() -> None:
     assert changed_properties(read(memory_max="50%"), read()) == (Property("MemoryMax", "t", INFINITY),)
 
 
+def test_accounting_goes_back_to_what_systemd_does_by_itself() -> None:
+    old = read(memory_accounting=False, tasks_accounting=False, cpu_accounting=False, io_accounting=True)
+    assert {found.name: found.value for found in changed_properties(old, read())} == {
+        "MemoryAccounting": True,
+        "TasksAccounting": True,
+        "CPUAccounting": True,
+        "IOAccounting": False,
+    }
+
+
 def test_lists_are_emptied_before_they_are_set() -> None:
     changes = changed_properties(read(io_device_weight="/dev/sda 5"), read(io_device_weight="/dev/sdb 5"))
     assert changes == (

@@ -51,7 +51,7 @@ def test_limit_changes_also_lift_limits() -> None:
     new = Container(name="a", resources=Resources(properties={"memory_max": "2147483648"}))
     changed = {name: value for name, _, value in scope.limit_changes(old, new)}
     assert changed["MemoryMax"] == 2 << 30
-    assert changed["CPUWeight"] == 2**64 - 1
+    assert changed["CPUWeight"] == 2**64 - 1, "systemd's word for unset"
     assert scope.limit_changes(new, new) == []
 
 
