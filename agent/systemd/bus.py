@@ -8,6 +8,7 @@ every subscription of ours (its destroy_bus()), so each reconnect asks for name,
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
@@ -155,8 +156,21 @@ class Bus:
             for lost in self.on_lost:
                 lost()
             await self._reconnect()
-            for back in self.on_back:
-                await back()
+            await self._resume()
+
+    async def _resume(self) -> None:
+        """Set up again what PID 1 forgot; it may not be there itself yet. Ends when the connection does."""
+        for delay in itertools.chain(_RECONNECT_DELAYS, itertools.repeat(_RECONNECT_DELAYS[-1])):
+            try:
+                for back in self.on_back:
+                    await back()
+            except CleatError as e:
+                logger.debug("after reconnecting: %s", e)
+            else:
+                return
+            if not self.connected:
+                return
+            await asyncio.sleep(delay)
 
     async def _reconnect(self) -> None:
         attempt = 0
