@@ -22,10 +22,13 @@ from agent import cgroup
 from agent import paths as all_paths
 from agent.container import record as records
 from agent.container.events import StopRequested
+from agent.container.guard import Guard, clear_dead, clear_locked, lock, unlock
 from agent.container.host import Host
+from agent.container.launch import Running
 from agent.container.outcome import Cause
 from agent.container.scope import FOREGROUND, container_name
 from agent.container.supervisor import Supervisor
+from agent.container.terminal import Terminal
 from agent.definition.agent_config import load_config
 from agent.definition.check import check
 from agent.definition.load import parse_text
@@ -68,7 +71,8 @@ def in_foreground(definition: Definition) -> Definition:
     service = msgspec.structs.replace(container.service, restart=Restart.NO)
     log = container.log
     if log.driver is LogDriver.JOURNALD:
-        log = Log(driver=LogDriver.PASSTHROUGH, tag=container.log.tag)
+        # A terminal has no stdout and stderr of its own to pass on: it is joined to the caller's.
+        log = Log(driver=LogDriver.NONE if container.terminal else LogDriver.PASSTHROUGH, tag=container.log.tag)
     changed = msgspec.structs.replace(container, service=service, log=log)
     return msgspec.structs.replace(definition, container=changed)
 
@@ -81,9 +85,14 @@ def apart(paths: all_paths.Paths) -> all_paths.Paths:
 class Foreground:
     """Runs one container to its end."""
 
+    _guard: Guard
+    _terminal: Terminal | None = None
+    _told_ready = False
+
     def __init__(self, definition: Definition) -> None:
-        self.passed = take_listen_fds()
+        passed = take_listen_fds()
         self.notify = AgentNotify()
+        self.fd_store = FdStore(self.notify, passed)
         self.definition = in_foreground(definition)
         self.paths = apart(all_paths.here())
         self.config, _ = load_config(self.paths)
@@ -99,23 +108,52 @@ class Foreground:
         await bus.connect()
         scopes = Scopes(bus, on_stop_requested=self._stop_requested)
         await scopes.subscribe()
-        host = Host(self.paths, self.config, scopes, FdStore(self.notify, []))
+        host = self._host(scopes)
         host.cgroup_root = await scopes.manager_cgroup()
-        host.scope_prefix, host.bound_to, host.stdio = FOREGROUND, own_unit(), (1, 2)
         for folder in (self.paths.bundles, self.paths.records, self.paths.runtime / "runtime"):
             folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        await clear_dead(host)
+        held = lock(host, self.definition.name)
         self.supervisor = Supervisor(host, self.definition, self._changed)
-        self.supervisor.listening.take_passed([(item.name, item.fd) for item in self.passed])
+        self.supervisor.before_program = self._about_to_run
+        self.supervisor.open_sockets()
+        self.supervisor.listening.pass_on(self.fd_store.borrow_rest())
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         self.supervisor.begin()
         await self.supervisor.stopped()
-        records.remove(self.paths.records, self.supervisor.name)
+        if self._terminal is not None:
+            self._terminal.close()
+        is_clean = not self.supervisor.last_id or not self.paths.bundle(self.supervisor.last_id).exists()
+        if is_clean:
+            records.remove(self.paths.records, self.supervisor.name)
         self.supervisor.listening.release()
         bus.close()
+        unlock(host, self.definition.name, held)
+        self._guard.dismiss(is_clean=is_clean)
         return self._exit_code()
+
+    def _host(self, scopes: Scopes) -> Host:
+        host = Host(self.paths, self.config, scopes, self.fd_store)
+        host.scope_prefix, host.bound_to, host.stdio = FOREGROUND, own_unit(), (1, 2)
+        return host
+
+    def guard(self) -> None:
+        """Have somebody clean up should this process be killed. To be called before there is an event loop."""
+        self._guard = Guard(self._clean_up)
+
+    async def _clean_up(self, container_id: str) -> None:
+        """In the guard; systemd ends the scope once its last process has."""
+        host = self._host(Scopes(Bus(user=os.geteuid() != 0), on_stop_requested=lambda _: None))
+        await clear_locked(host, self.definition.name, container_id)
+
+    def _about_to_run(self, running: Running) -> None:
+        """The container exists, its program does not run yet."""
+        self._guard.watch(running.id, running.supervisor_cgroup)
+        if self.definition.container.terminal:
+            self._terminal = Terminal(self.paths.bundle(running.id))
 
     def _exit_code(self) -> int:
         last = self.supervisor.last
@@ -158,8 +196,6 @@ class Foreground:
             self._text = supervisor.status_text
             self.notify.status(self._text)
 
-    _told_ready = False
-
 
 class _StartFailed(CleatError):
     """Carries the exit code of podman's kind: 125, 126, 127."""
@@ -180,7 +216,9 @@ def own_unit() -> str:
 def main(file: str) -> int:
     """Exit code as podman-run(1): the container's own, or 125, 126, 127."""
     try:
-        return asyncio.run(Foreground(load(file)).run())
+        foreground = Foreground(load(file))
+        foreground.guard()
+        return asyncio.run(foreground.run())
     except _StartFailed as e:
         sys.stderr.write(f"cleat: {e.what}\n")
         return e.status

@@ -13,6 +13,7 @@ import errno
 import functools
 import os
 import shutil
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 0x1, 0x2,
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH, _MOVE_MOUNT_F_EMPTY_PATH = 0x1, 0x1000, 0x4
 _AT_FDCWD = -100
+_MNT_DETACH = 2
+_NULL = os.makedev(1, 3)  # the kernel's devices.txt
 _MOUNT_ATTR_IDMAP = 0x100000
 _MOUNT_ATTR = struct.Struct("=QQQQ")  # struct mount_attr of linux/mount.h: set, clear, propagation, userns fd
 # What a layer's author may have put into trusted.overlay.* must not lead anywhere (kernel's overlayfs.rst).
@@ -74,6 +77,22 @@ def private_mounts() -> Iterator[None]:
             raise SystemExit(f"cannot return to the host's mount namespace: {os.strerror(ctypes.get_errno())}")
 
 
+def own_null(cover: str) -> None:
+    """Put a fresh null device over /dev/null, in the mount namespace of the moment; `cover` is any folder.
+
+    conmon makes /dev/null the payload's stdin. Of the host's own node a payload could change the mode (fchmod(2)), and
+    crun makes the payload's user its owner. Raises RuntimeFailed, OSError.
+    """
+    libc, folder = _libc(), os.fsencode(cover)
+    flags, options = _MS_NOSUID | _MS_NOEXEC, b"mode=0700,size=4k,nr_inodes=2"
+    _check(libc.mount(b"tmpfs", folder, b"tmpfs", flags, options), "cannot mount a tmpfs")
+    node = os.path.join(cover, "null")
+    os.mknod(node, stat.S_IFCHR | 0o666, _NULL)
+    os.chmod(node, 0o666)
+    _check(libc.mount(os.fsencode(node), os.fsencode(os.devnull), None, _MS_BIND, None), "cannot mount a null device")
+    _check(libc.umount2(folder, _MNT_DETACH), "cannot unmount a tmpfs")
+
+
 def _escape(path: str) -> str:
     """overlayfs splits options at commas and layers at colons; a backslash takes their meaning away."""
     return path.replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
@@ -85,9 +104,13 @@ def overlay_options(lower: Sequence[str], upper: str, work: str, *, extra: Seque
     return ",".join([f"lowerdir={layers}", f"upperdir={_escape(upper)}", f"workdir={_escape(work)}", *extra])
 
 
-def mount_overlay(lower: Sequence[str], upper: str, work: str, target: str) -> None:
-    """Mount an overlay at `target`, in the mount namespace of the moment. Raises RuntimeFailed."""
-    options = overlay_options(lower, upper, work, extra=_OVERLAY_HARDENED)
+def mount_overlay(lower: Sequence[str], upper: str, work: str, target: str, *, label: str = "") -> None:
+    """Mount an overlay at `target`, in the mount namespace of the moment; `label` is SELinux's for all in it.
+
+    Raises RuntimeFailed.
+    """
+    context = (f'context="{label}"',) if label else ()
+    options = overlay_options(lower, upper, work, extra=(*_OVERLAY_HARDENED, *context))
     if len(options) > _OPTIONS_MAX:
         raise RuntimeFailed("cannot mount the root", why="its paths are too long", hint="use shorter paths")
     result = _libc().mount(b"overlay", os.fsencode(target), b"overlay", _MS_NODEV, os.fsencode(options))

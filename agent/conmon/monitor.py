@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import ConmonFailed, DeadlineExceeded
-from agent.process import Process, ProcessRef, null_fd, pidfd_ready, spawn
+from agent.process import Process, ProcessRef, pidfd_ready, spawn
 
 _PACKET = 1 << 16
 _STDERR_CAP = 8192
@@ -67,12 +67,13 @@ class Monitor:
         *,
         listen_fds: Sequence[int] = (),
         stdio: tuple[int, int] | None = None,
+        stdin: int = -1,
         attach: bool = False,
     ) -> Monitor:
         """Start conmon; it waits until release(). fds: 0-2, the sockets passed on, sync, start and maybe attach pipe.
 
-        With `stdio` (the passthrough log driver) stdout and stderr are the container's own; else what conmon says
-        before it has a log is kept for failure().
+        With `stdio` (the passthrough log driver) stdout and stderr are the container's own, and `stdin` may be; else
+        what conmon says before it has a log is kept for failure().
         """
         sync, start = _Pair(), _Pair()
         pairs = [sync, start]
@@ -80,15 +81,19 @@ class Monitor:
         if attach_pair is not None:
             pairs.append(attach_pair)
         stderr = os.memfd_create("conmon-stderr", os.MFD_CLOEXEC)
+        # Not one that is open already: a payload may get it, and it must be the one of this mount namespace.
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            out, err = stdio or (null_fd(), stderr)
-            fds = (null_fd(), out, err, *listen_fds, *(pair.theirs.fileno() for pair in pairs))
+            out, err = stdio or (null, stderr)
+            fds = (null if stdin < 0 else stdin, out, err, *listen_fds, *(pair.theirs.fileno() for pair in pairs))
             process = spawn(argv, env=env, fds=fds)
         except BaseException:
             for pair in pairs:
                 pair.close()
             os.close(stderr)
             raise
+        finally:
+            os.close(null)
         for pair in pairs:
             pair.theirs.close()
         return cls(process, sync, start, attach_pair, stderr)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from agent import storage
-from agent.container import gather, mounts
+from agent.container import confinement, mounts
 from agent.container.credentials import Secrets
 from agent.container.gather import Gathered
 from agent.container.host import Host
@@ -23,10 +23,18 @@ from agent.oci import capabilities, devices, idmap, seccomp, spec, users
 from agent.oci import host as oci_host
 from agent.oci.idmap import Mappings
 from agent.oci.inputs import Device, Identity, SpecInputs
+from agent.oci.labels import Labels
 
 _CONFIG_MAX = 4 << 20
 _CREDENTIALS = "credentials"
-_INITS = ("/usr/libexec/podman/catatonit", "/usr/bin/catatonit", "/usr/bin/tini-static", "/usr/bin/tini", "/sbin/tini")
+# All of them linked statically: they run in the container's root.
+_INITS = (
+    "/usr/libexec/podman/catatonit",
+    "/usr/bin/catatonit",
+    "/usr/libexec/catatonit",
+    "/usr/bin/tini-static",
+)
+_ZONES = "/usr/share/zoneinfo"
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +50,11 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     overlay: Path | None = None
     stop_signal: int = 15
     gathered: Gathered | None = None
+
+    def close(self) -> None:
+        """Close fds that the spec names; nobody needs them once the container is created."""
+        if self.gathered is not None:
+            self.gathered.close()
 
     @property
     def root(self) -> str:
@@ -73,10 +86,9 @@ def prepare(
     container_id: str,
     cgroup_path: str,
     extras: Extras,
-    gathered: Gathered | None = None,
+    gathered: Gathered,
 ) -> Bundle:
     """Compose the spec from what was gathered. The folder exists already. Raises CleatError."""
-    gathered = gathered or gather.at_once(host, container)
     path = host.paths.bundle(container_id)
     root = gathered.root
     if root.digest:
@@ -144,15 +156,17 @@ def _inputs(
     path, mappings = host.paths.bundle(container_id), _mappings(gathered)
     owner = mappings.root if mappings.uids else (0, 0)
     privileged = container.security.privileged
+    is_default = container.security.seccomp_profile in {"", "default"}
     bounding = capabilities.effective_bounding(container.security, oci_host.bounding_capabilities())
     own = [] if container.bundle else mounts.small_files(container, name, path, owner)
+    labels = Labels() if container.bundle else confinement.of(container, path)
+    confinement.mark([*(mount["source"] for mount in own), *filter(None, [extras.notify_folder])], labels.mount)
     return SpecInputs(
         container_id=container_id,
         root_path=root,
         cgroups_path="" if container.cgroup.mode is CgroupMode.DISABLED else cgroup_path,
-        cgroup_namespace=container.cgroup.mode is not CgroupMode.DISABLED,
         identity=identity,
-        seccomp=None if privileged else seccomp.load(container.security.seccomp_profile, bounding),
+        seccomp=None if privileged and is_default else seccomp.load(container.security.seccomp_profile, bounding),
         image=gathered.root.image,
         listen_fds=extras.listen_fds,
         listen_fdnames=extras.listen_fdnames,
@@ -162,7 +176,9 @@ def _inputs(
         extra_mounts=tuple(own + _mounts(container, gathered)),
         devices=_devices(container),
         masked_paths=oci_host.thermal_throttle_paths(),
-        apparmor_profile=container.security.apparmor_profile,
+        apparmor_profile=labels.apparmor,
+        selinux_process_label=labels.process,
+        selinux_mount_label=labels.mount,
         uid_mappings=mappings.uids,
         gid_mappings=mappings.gids,
         network_namespace=gathered.shared.path("network"),
@@ -192,15 +208,23 @@ def _init(container: Container) -> str:
     for path in _INITS:
         if os.access(path, os.X_OK):
             return path
-    raise Unsupported("there is no init to run", container=container.name, key="init", hint="install catatonit or tini")
+    raise Unsupported(
+        "there is no init to run",
+        container=container.name,
+        key="init",
+        why="no program at " + ", ".join(_INITS),
+        hint="install catatonit, or remove the key",
+    )
 
 
 def _localtime(container: Container) -> str:
     if not container.timezone:
         return ""
-    path = "/etc/localtime" if container.timezone == "local" else f"/usr/share/zoneinfo/{container.timezone}"
+    path = "/etc/localtime" if container.timezone == "local" else f"{_ZONES}/{container.timezone}"
     path = os.path.realpath(path)
-    if not os.path.isfile(path):
+    # The host's own may be a file of its own; a name leads nowhere else.
+    is_zone = path.startswith(f"{_ZONES}/") or path == "/etc/localtime"
+    if not is_zone or not os.path.isfile(path):
         raise DefinitionRejected(
             f"no time zone {container.timezone!r} on this host",
             container=container.name,
@@ -276,7 +300,17 @@ def mount_root(bundle: Bundle) -> None:
     """
     gathered = bundle.gathered
     assert gathered is not None
-    lower, shifted = bundle.lower[0], gathered.user_namespace
+    try:
+        _mount_root_folder(bundle, gathered.user_namespace)
+        if gathered.secrets:
+            _put_secrets(bundle, gathered.secrets)
+    finally:
+        if gathered.user_namespace is not None:
+            gathered.user_namespace.close()
+
+
+def _mount_root_folder(bundle: Bundle, shifted: UserNamespace | None) -> None:
+    lower = bundle.lower[0]
     if bundle.overlay is not None:
         if shifted is not None:
             lower = _shift(lower, bundle.path / "lower", shifted)
@@ -285,10 +319,6 @@ def mount_root(bundle: Bundle) -> None:
         storage.mount_overlay((lower,), upper, work, bundle.root)
     elif shifted is not None:
         _shift(lower, Path(bundle.root), shifted)
-    if gathered.secrets:
-        _put_secrets(bundle, gathered.secrets)
-    if shifted is not None:
-        shifted.close()
 
 
 def _shift(source: str, target: Path, namespace: UserNamespace) -> str:

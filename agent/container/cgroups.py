@@ -12,6 +12,7 @@ from agent import cgroup
 from agent.container import scope
 from agent.container.host import Host
 from agent.container.placement import SHARED_SCOPE, SHARED_SLICE, Placement
+from agent.definition.graph import predecessors
 from agent.definition.model import Container
 from agent.errors import ScopeFailed
 from agent.process import pidfd_ready
@@ -36,7 +37,7 @@ async def enter(host: Host, container: Container, place: Placement, pid: int, st
 
 
 def _properties(host: Host, container: Container, place: Placement, stop_signal: int) -> list[Property]:
-    found = scope.properties(container, stop_signal=stop_signal, after=container.after, bound_to=host.bound_to)
+    found = scope.properties(container, stop_signal=stop_signal, after=predecessors(container), bound_to=host.bound_to)
     if not place.monitor_unit:
         return found
     limits = {name for name, _, _ in scope.limits(container)}

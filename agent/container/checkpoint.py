@@ -19,7 +19,7 @@ import msgspec
 from agent import process, storage
 from agent.container.host import Host
 from agent.container.launch import Running
-from agent.container.restore import Restore
+from agent.container.restore import Restore, criu_reason
 from agent.container.supervisor import Supervisor
 from agent.errors import CleatError, InvalidArgument, InvalidState, RuntimeFailed, Unsupported
 from agent.oci.runtime import CheckpointOptions
@@ -180,16 +180,28 @@ async def _dump(supervisor: Supervisor, running: Running, fresh: Path, request: 
         running.keep_root = True
     try:
         await running.runtime.checkpoint(running.id, options, container=supervisor.name)
-    except CleatError:
+    except CleatError as e:
         if supervisor.running is running:
             supervisor.wanted = wanted
-        raise
+        raise _explained(e, fresh / _WORK / "dump.log") from e
     if not request.leave_running:
         try:
             async with asyncio.timeout(_END_DEADLINE):
                 await supervisor.stopped()
         except TimeoutError as e:
             raise RuntimeFailed("did not end after its checkpoint", container=supervisor.name) from e
+
+
+def _explained(error: CleatError, log: Path) -> CleatError:
+    """The runtime's error with criu's own reason, and what to do where criu's library is missing."""
+    if "libcriu" in error.why:
+        return Unsupported(
+            "checkpoints do not work here", container=error.container, why=error.why, hint="install libcriu2"
+        )
+    reason = criu_reason(log)
+    if reason:
+        error.why += f"; criu: {reason}"
+    return error
 
 
 async def _take_upper(host: Host, running: Running, fresh: Path, *, copy: bool) -> bool:
@@ -240,6 +252,8 @@ def _swap(fresh: Path, target: Path, old: Path) -> None:
 async def _export(folder: Path, archive: str) -> None:
     part = f"{archive}.{secrets.token_hex(8)}"
     try:
+        # It holds the memory of all processes.
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         await _tar(["--create", "--file", part, "--directory", os.fspath(folder), "."], archive)
         os.rename(part, archive)
     except OSError as e:

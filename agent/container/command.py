@@ -15,7 +15,6 @@ from agent import cgroup
 from agent.conmon import command as conmon_command
 from agent.container.host import Host
 from agent.container.launch import Running
-from agent.container.placement import cgroup_args
 from agent.definition.model import Container
 from agent.errors import CleatError, ConmonFailed, InvalidArgument, InvalidState, ScopeFailed
 from agent.oci import rootpath, users
@@ -190,7 +189,7 @@ async def conmon_arguments(
         name=container.name,
         bundle=os.fspath(folder.path),
         log=conmon_command.LogOptions(driver="none" if attach else "passthrough"),
-        runtime_args=(*running.runtime.global_args, *cgroup_args(container), *container.runtime.args),
+        runtime_args=running.runtime.global_args,
         runtime_opts=runtime_opts,
         oci_log=features.log_json,
         terminal=terminal,

@@ -49,7 +49,8 @@ class Notified(Event, frozen=True):
 
 
 class HealthChanged(Event, frozen=True):
-    """The health check says something else than before."""
+    """The health check says something else than before; `at_startup` when it was the start-up command's last try."""
 
     health: str
     output: str
+    at_startup: bool = False

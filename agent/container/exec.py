@@ -19,7 +19,7 @@ from agent import cgroup, storage
 from agent.conmon import command as conmon_command
 from agent.conmon import monitor as conmon
 from agent.conmon.monitor import Monitor
-from agent.container import command
+from agent.container import command, confinement
 from agent.container.cgroups import kill_and_see_gone
 from agent.container.command import CommandFolder, ExecRequest
 from agent.container.host import Host
@@ -74,7 +74,9 @@ class Execution:
             runtime_opts=runtime_opts,
         )
         env = conmon_command.environment(self._host.conmon_environment, preserved=0, attach=attach)
-        started = self._monitor = Monitor.spawn(argv, env, stdio=None if attach else (output, output), attach=attach)
+        with confinement.own_mounts(self.folder.path):
+            started = Monitor.spawn(argv, env, stdio=None if attach else (output, output), attach=attach)
+        self._monitor = started
         command.place_conmon(self._running, started.process.pid)
         if not attach:
             return

@@ -15,7 +15,7 @@ from agent.container.host import Host
 from agent.container.namespaces import Shared
 from agent.container.userns import UserNamespace
 from agent.definition.model import Container, Mount, MountType
-from agent.errors import CommandNotFound, InvalidArgument, PullFailed, Unsupported
+from agent.errors import CommandNotFound, InvalidArgument, PullFailed
 from agent.oci import image_config
 from agent.oci.image_config import ImageConfig
 
@@ -33,7 +33,7 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gathered(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was waited for. fds in it are closed when it is no longer referred to."""
+    """All that was waited for. It holds fds that the spec names: close() once the runtime has used them."""
 
     root: Root
     image_volumes: tuple[Mount, ...]
@@ -41,6 +41,11 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
     secrets: Secrets
     shared: Shared
     user_namespace: UserNamespace | None = None
+
+    def close(self) -> None:
+        self.shared.close()
+        if self.user_namespace is not None:
+            self.user_namespace.close()
 
 
 async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
@@ -53,15 +58,20 @@ async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
         if mount.type is MountType.VOLUME
     }
     secrets = await credentials.load(container)
-    shifted = None
-    if userns.is_wanted(container):
-        shifted = await userns.create(userns.reserve(container, host.paths, bundle))
+    shared = namespaces.open_shared(container, host.payload_pid)
+    try:
+        shifted = None
+        if userns.is_wanted(container):
+            shifted = await userns.create(userns.reserve(container, host.paths, bundle))
+    except BaseException:
+        shared.close()
+        raise
     return Gathered(
         root=root,
         image_volumes=asked,
         volumes=folders,
         secrets=secrets,
-        shared=namespaces.open_shared(container, host.payload_pid),
+        shared=shared,
         user_namespace=shifted,
     )
 
@@ -109,13 +119,3 @@ def _check_links(root: str, container: str, key: str) -> None:
                 why="runtimes have been led astray by that",
                 hint=f"make /{name} a folder, and ask who made this image",
             )
-
-
-def at_once(host: Host, container: Container) -> Gathered:
-    """The same for a container that has nothing to wait for. Raises Unsupported for one that has."""
-    root = find_root(host, container)
-    has_volumes = volumes.named(container.mount) or (root.image is not None and root.image.volumes)
-    if has_volumes or container.credential or userns.is_wanted(container):
-        raise Unsupported("needs volumes, credentials or a user namespace", container=container.name)
-    shared = namespaces.open_shared(container, host.payload_pid)
-    return Gathered(root=root, image_volumes=(), volumes={}, secrets=Secrets({}), shared=shared)

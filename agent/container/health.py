@@ -2,8 +2,9 @@
 """The health check of one run: a command inside the container, again and again, and what its results mean.
 
 Rules are podman's (podman-run(1), --health-*): failures within the start period do not count until the first success,
-`retries` failures in a row make it unhealthy, one success makes it healthy. With a start-up command the check itself
-begins once that has succeeded.
+`retries` failures in a row make it unhealthy, one success makes it healthy. It runs at the start and then whenever the
+last one ended an interval ago. With a start-up command the check itself begins once that has succeeded; after
+startup_retries failures of it the container is restarted, whatever `on_failure` says.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class HealthCheck:
         self._running = running
         self._post = post
         self._started_at = started_at
-        self._progress = Progress(health or STARTING, 0, is_started=health == HEALTHY)
+        self._is_fresh = not health
+        self._progress = Progress(health or STARTING, 0, is_started=health in {HEALTHY, UNHEALTHY})
         self._unpaused = asyncio.Event()
         self._unpaused.set()
         self._task: asyncio.Task[None] | None = None
@@ -90,9 +92,11 @@ class HealthCheck:
 
     async def _probe_on(self) -> None:
         health = self._container.health
+        wait = 0.0 if self._is_fresh else health.interval_sec
         while True:
             is_startup = bool(health.startup_command) and not self._progress.is_started
-            await asyncio.sleep(health.startup_interval_sec if is_startup else health.interval_sec)
+            await asyncio.sleep(wait)
+            wait = health.startup_interval_sec if is_startup else health.interval_sec
             await self._unpaused.wait()
             success, output = await self._probe(health, is_startup=is_startup)
             self._judge(success=success, output=output)
@@ -107,8 +111,9 @@ class HealthCheck:
         return code == 0, clean(output.decode(errors="replace").strip(), _OUTPUT_MAX)
 
     def _judge(self, *, success: bool, output: str) -> None:
-        before = self._progress.health
+        before = self._progress
         age = time.time() - self._started_at
-        self._progress = judge(self._progress, self._container.health, success=success, age=age)
-        if self._progress.health != before:
-            self._post(HealthChanged(self._progress.health, output))
+        self._progress = judge(before, self._container.health, success=success, age=age)
+        if self._progress.health != before.health:
+            at_startup = bool(self._container.health.startup_command) and not self._progress.is_started
+            self._post(HealthChanged(self._progress.health, output, at_startup=at_startup))

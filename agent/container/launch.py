@@ -11,7 +11,7 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
@@ -20,13 +20,16 @@ from agent import cgroup, storage
 from agent.conmon import command, monitor
 from agent.conmon.monitor import Monitor, SyncMessage
 from agent.container import bundle as bundles
-from agent.container import cgroups, scope
+from agent.container import cgroups, confinement, scope
 from agent.container.bundle import Bundle, Extras
+from agent.container.gather import gather
 from agent.container.host import Conmon, Host
 from agent.container.outcome import UNKNOWN_EXIT_CODE, Cause, Outcome
 from agent.container.placement import Placement, cgroup_args, placement, require_possible, runtime_annotations
 from agent.container.record import Record
+from agent.container.restore import criu_reason
 from agent.definition.model import Cgroup, Container, Definition, LogDriver, Notify
+from agent.definition.model import Runtime as RuntimeSettings
 from agent.errors import CleatError, ConmonFailed, DeadlineExceeded, RuntimeFailed
 from agent.oci.runtime import Features, Runtime, error_from_text, read_oci_log
 from agent.process import ProcessRef
@@ -111,6 +114,11 @@ def log_options(host: Host, container: Container, conmon: Conmon) -> command.Log
     )
 
 
+def _with_args(runtime: Runtime, wanted: RuntimeSettings, cgroup: Cgroup) -> Runtime:
+    """The runtime with the global arguments that all commands on this container need."""
+    return runtime.with_args((*cgroup_args(cgroup), *wanted.args))
+
+
 def conmon_command(
     host: Host,
     container: Container,
@@ -128,11 +136,11 @@ def conmon_command(
         name=container.name,
         bundle=os.fspath(bundle.path),
         log=log_options(host, container, conmon),
-        runtime_args=(*runtime.global_args, *cgroup_args(container), *container.runtime.args),
+        runtime_args=runtime.global_args,
         oci_log=features.log_json,
         preserve_fds=listen_fds,
         terminal=bundle.is_terminal,
-        stdin=container.stdin,
+        stdin=container.stdin and container.log.driver is not LogDriver.PASSTHROUGH,
         leave_stdin_open=True,
     )
 
@@ -150,8 +158,9 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
             async with asyncio.timeout(host.config.create_timeout_sec):
                 conmon = await host.conmon()
                 runtime, features = await host.runtime(container.runtime.name)
+                runtime = _with_args(runtime, container.runtime, container.cgroup)
                 require_possible(container, place, runtime=runtime.name, no_cgroups=features.no_cgroups)
-                bundle = _prepare(host, container, container_id, place, start, undo)
+                bundle = await _prepare(host, container, container_id, place, start, undo)
                 restore = host.restores.pop(container.name, None)
                 if restore is not None and restore.upper:
                     await storage.copy_tree(Path(restore.upper), host.paths.overlay(container_id) / "upper")
@@ -203,12 +212,13 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
     return running
 
 
-def _prepare(
+async def _prepare(
     host: Host, container: Container, container_id: str, place: Placement, start: Start, undo: AsyncExitStack
 ) -> Bundle:
     path = host.paths.bundle(container_id)
     undo.push_async_callback(storage.remove_tree, path, host.paths.overlay(container_id))
     bundles.make_folder(path)
+    gathered = await gather(host, container, path)
     extras = Extras(
         listen_fds=len(start.listen_fds),
         listen_fdnames=start.listen_fdnames,
@@ -217,10 +227,11 @@ def _prepare(
     )
     if extras.notify_folder:
         os.mkdir(extras.notify_folder, 0o755)
-    bundle = bundles.prepare(host, container, container_id, place.cgroups_path, extras)
+    bundle = bundles.prepare(host, container, container_id, place.cgroups_path, extras, gathered)
     found = runtime_annotations(container, place, stop_signal=bundle.stop_signal)
     if found:
         bundle.spec.setdefault("annotations", {}).update(found)
+    confinement.tell_dropped(container, container_id)
     bundles.write_config(bundle)
     return bundle
 
@@ -232,20 +243,15 @@ def notify_folder(host: Host, container: Container, container_id: str) -> str:
     return os.fspath(host.paths.bundle(container_id) / "notify")
 
 
-def notify_fd_name(name: str) -> str:
-    """What the notify socket is called in the service manager's fd store."""
-    return f"notify-{name}"
-
-
 def _spawn(host: Host, bundle: Bundle, argv: Sequence[str], listen_fds: Sequence[int], container: Container) -> Monitor:
-    """Spawn conmon, inside a mount namespace that holds the container's overlay where it has one."""
+    """Spawn conmon, inside a mount namespace with its own /dev/null and, where it has one, the container's overlay."""
     env = command.environment(host.conmon_environment, preserved=len(listen_fds))
     stdio = _passthrough(host, container)
     try:
-        with storage.private_mounts() if bundle.lower else nullcontext():
+        with confinement.own_mounts(bundle.path):
             if bundle.lower:
                 bundles.mount_root(bundle)
-            return Monitor.spawn(argv, env, listen_fds=listen_fds, stdio=stdio)
+            return Monitor.spawn(argv, env, listen_fds=listen_fds, stdio=stdio, stdin=_stdin(host, container))
     finally:
         for fd in set(stdio or ()):
             os.close(fd)
@@ -261,6 +267,12 @@ def _passthrough(host: Host, container: Container) -> tuple[int, int] | None:
     return fd, fd
 
 
+def _stdin(host: Host, container: Container) -> int:
+    """The caller's own stdin for a container in the foreground that wants one; -1 = /dev/null."""
+    is_direct = container.stdin and container.log.driver is LogDriver.PASSTHROUGH
+    return 0 if is_direct and host.stdio is not None else -1
+
+
 def _created(message: SyncMessage | None, bundle: Bundle, container: Container) -> int:
     """The payload's pid out of conmon's report. Raises the runtime's reason, its log before conmon's message."""
     if message is not None and message.data > 0:
@@ -268,7 +280,11 @@ def _created(message: SyncMessage | None, bundle: Bundle, container: Container) 
     words = read_oci_log(os.fspath(bundle.path / "oci-log")) or (message.message if message else "")
     if not words:
         raise ConmonFailed("conmon ended without a word", container=container.name, hint="journalctl -t conmon; dmesg")
-    raise error_from_text(words, container=container.name)
+    error = error_from_text(words, container=container.name)
+    reason = criu_reason(bundle.path / "restore.log")
+    if reason:
+        error.why += f"; criu: {reason}"
+    raise error
 
 
 def _identify(bundle: Bundle, container_id: str, place: Placement, runtime: Runtime, payload_pid: int) -> Running:
@@ -306,10 +322,11 @@ def reopen(host: Host, record: Record, runtime: Runtime) -> Running | None:
         return None
     pidfd = record.conmon.open_pidfd()
     settings = msgspec.convert(record.raw.get("cgroup", {}), Cgroup)
+    wanted = msgspec.convert(record.raw.get("runtime", {}), RuntimeSettings)
     return Running(
         id=record.id,
         place=placement(host.cgroup_root, settings, record.name, record.id, record.unit),
-        runtime=runtime,
+        runtime=_with_args(runtime, wanted, settings),
         conmon=record.conmon,
         payload=record.payload,
         pidfd=-1 if pidfd is None else pidfd,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sockets of one container, and the fds it asked to be kept (FDSTORE=1).
+"""The sockets of one container.
 
 A socket listens as long as its definition stands: over restarts and crashes of the container, and through the service
 manager's fd store over those of the agent. Nobody reads from it here; while the container is down the agent may poll it
-to start the container on demand.
+to start the container on demand. Sockets of .socket units are taken over where they fit; those are the units' own,
+which pass them at each start of the agent, so they are neither stored nor changed here.
 """
 
 from __future__ import annotations
@@ -13,11 +14,24 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
+
+from agent.container.kept import KeptFds
 from agent.definition.model import Container, Socket
 from agent.errors import CleatError
 from agent.systemd import journal, sockdiag, sockets
-from agent.systemd.fd_store import FdStore
-from agent.systemd.notification import Notification
+from agent.systemd.fd_store import FdStore, own_name
+from agent.systemd.passed_fds import PassedFd
+
+_KIND = "socket"
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A socket that is open: what it is for, and its name in the store, "" for one that a .socket unit owns."""
+
+    wanted: Socket
+    fd: int
+    stored_as: str = ""
 
 
 class Listening:
@@ -25,15 +39,21 @@ class Listening:
 
     def __init__(self, container: Container, store: FdStore) -> None:
         self.container = container
+        self.kept = KeptFds(container.name, store)
         self._store = store
-        self._fds: list[tuple[Socket, int]] = []
-        self._kept: list[tuple[str, int]] = []
+        self._held: list[Held] = []
+        self._passed: list[PassedFd] = []
         self._triggers: list[float] = []
-        self._armed = False
+        self._armed: list[int] = []
 
     @property
     def is_open(self) -> bool:
-        return len(self._fds) == len(self.container.socket)
+        return [held.wanted for held in self._held] == list(self.container.socket)
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether a connection would start the container now."""
+        return bool(self._armed)
 
     @property
     def on_demand(self) -> bool:
@@ -43,78 +63,108 @@ class Listening:
     @property
     def fds(self) -> tuple[int, ...]:
         """In the order of the file, then what the container stored, as systemd passes them (sd_listen_fds(3))."""
-        return (*(fd for _, fd in self._fds), *(fd for _, fd in self._kept))
+        return (*(held.fd for held in self._held), *(item.fd for item in self._passed), *self.kept.fds)
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*(_fd_name(socket) for socket, _ in self._fds), *(name for name, _ in self._kept))
+        return (
+            *(_fd_name(held.wanted) for held in self._held),
+            *(item.name for item in self._passed),
+            *(kept.name for kept in self.kept.all),
+        )
 
-    def take_passed(self, passed: Sequence[tuple[str, int]]) -> None:
+    def make_blocking(self) -> None:
+        """As systemd does before each start (systemd.exec(5), NonBlocking=): the last run may have changed it."""
+        for held in self._held:
+            os.set_blocking(held.fd, True)
+
+    def pass_on(self, passed: Sequence[PassedFd]) -> None:
         """Sockets handed over by the caller's unit (sd_listen_fds(3)): passed on as they are, in their order."""
-        self._kept = list(passed)
+        self._passed = list(passed)
 
     def open(self, container: Container) -> None:
         """Have all sockets of `container` listening: kept, taken from the store or from systemd, or bound now.
 
-        Raises DefinitionRejected for one that cannot be had; those that could stay open.
+        Raises DefinitionRejected for one that cannot be had; those that could are open.
         """
-        old, self._fds, self.container = self._fds, [], container
-        try:
-            for i, wanted in enumerate(container.socket):
-                self._fds.append((wanted, self._one(i, wanted, old)))
-        finally:
-            for socket, fd in old:
-                sockets.remove_node(fd, socket)
-                os.close(fd)
-            self._store_all(len(old))
+        self.disarm()
+        old, self._held, self.container = self._held, [], container
+        kept = [self._pick(old, wanted) for wanted in container.socket]
+        # Given up before others are bound: a new socket may want the place of an old one.
+        for held in old:
+            self._give_up(held)
+        failures: list[CleatError] = []
+        for i, wanted in enumerate(container.socket):
+            try:
+                self._held.append(self._one(i, wanted, kept[i]))
+            except CleatError as e:
+                failures.append(e)
+        if failures:
+            raise failures[0]
 
-    def _one(self, index: int, wanted: Socket, old: list[tuple[Socket, int]]) -> int:
+    @staticmethod
+    def _pick(old: list[Held], wanted: Socket) -> Held | None:
+        """Take one that fits out of `old`."""
+        for held in old:
+            if sockets.matches(held.fd, wanted):
+                old.remove(held)
+                return held
+        return None
+
+    def _one(self, index: int, wanted: Socket, kept: Held | None) -> Held:
         name, file = self.container.name, self.container.source
-        for item in old:
-            if sockets.matches(item[1], wanted):
-                old.remove(item)
-                return self._again(index, wanted, item[1])
-        for passed in (self._stored_name(index), wanted.name, name):
-            fd = self._store.take(passed, lambda fd: sockets.matches(fd, wanted)) if passed else -1
-            if fd >= 0:
-                return self._again(index, wanted, fd)
+        if kept is not None:
+            held = msgspec.structs.replace(kept, wanted=wanted)
+            return self._configured(index, held) if kept.wanted != wanted else held
+        stored_as, fd = self._store.take_fitting(_KIND, name, lambda fd: sockets.matches(fd, wanted))
+        if fd >= 0:
+            return self._configured(index, Held(wanted, fd, stored_as))
+        fd = self._store.borrow((wanted.name, name, f"{name}.socket"), lambda fd: sockets.matches(fd, wanted))
+        if fd >= 0:
+            journal.send(journal.Event.SOCKET_LISTENING, f"{name} takes over {_address(wanted)}", container=name)
+            return Held(wanted, fd)
         fd = sockets.bind(wanted, index=index, container=name, file=file)
+        stored_as = own_name(_KIND, os.fstat(fd).st_ino, name)
+        self._store.store(stored_as, fd)
         journal.send(journal.Event.SOCKET_LISTENING, f"{name} listens on {_address(wanted)}", container=name)
-        return fd
+        return Held(wanted, fd, stored_as)
 
-    def _again(self, index: int, wanted: Socket, fd: int) -> int:
+    def _configured(self, index: int, held: Held) -> Held:
+        """Set the table's options on a socket that was open before. It is given up where that cannot be done."""
+        if not held.stored_as:
+            return held
         try:
-            sockets.reconfigure(fd, wanted, index=index, container=self.container.name, file=self.container.source)
+            sockets.reconfigure(
+                held.fd, held.wanted, index=index, container=self.container.name, file=self.container.source
+            )
         except CleatError:
-            os.close(fd)
+            self._give_up(held)
             raise
-        return fd
+        return held
 
-    def _stored_name(self, index: int) -> str:
-        return f"socket-{index}-{self.container.name}"
-
-    def _store_all(self, formerly: int) -> None:
-        for i, (_, fd) in enumerate(self._fds):
-            self._store.store(self._stored_name(i), fd)
-        for i in range(len(self._fds), formerly):
-            self._store.forget(self._stored_name(i))
+    def _give_up(self, held: Held) -> None:
+        """Nobody listens there any more, but for the .socket unit that it came from."""
+        if held.stored_as:
+            self._store.forget(held.stored_as)
+            sockets.remove_node(held.fd, held.wanted)
+        os.close(held.fd)
 
     def close(self) -> None:
         """The definition is gone: nobody listens any more."""
         self.disarm()
-        for i, (socket, fd) in enumerate(self._fds):
-            self._store.forget(self._stored_name(i))
-            sockets.remove_node(fd, socket)
-            os.close(fd)
-        self._fds = []
-        self._drop_kept(lambda _: True)
+        for held in self._held:
+            self._give_up(held)
+        self._held = []
+        self.kept.drop(self.kept.all)
+        self.release()
 
     def release(self) -> None:
         """The agent ends: close our copies, those in the store live on."""
         self.disarm()
-        for fd in self.fds:
+        for fd in (*(held.fd for held in self._held), *(item.fd for item in self._passed)):
             os.close(fd)
-        self._fds, self._kept = [], []
+        self._held, self._passed = [], []
+        self.kept.release()
 
     # Starting on demand
 
@@ -122,19 +172,17 @@ class Listening:
         """Poll the sockets until the first connection or datagram, then call `on_trigger` once."""
         if self._armed:
             return
-        self._armed = True
         loop = asyncio.get_running_loop()
-        for socket, fd in self._fds:
-            if socket.on_demand:
-                loop.add_reader(fd, self._triggered, on_trigger)
+        self._armed = [held.fd for held in self._held if held.wanted.on_demand]
+        for fd in self._armed:
+            loop.add_reader(fd, self._triggered, on_trigger)
 
     def disarm(self) -> None:
-        if self._armed:
-            self._armed = False
-            loop = asyncio.get_running_loop()
-            for socket, fd in self._fds:
-                if socket.on_demand:
-                    loop.remove_reader(fd)
+        loop = asyncio.get_running_loop() if self._armed else None
+        for fd in self._armed:
+            assert loop is not None
+            loop.remove_reader(fd)
+        self._armed = []
 
     def _triggered(self, on_trigger: Callable[[], None]) -> None:
         self.disarm()
@@ -159,52 +207,7 @@ class Listening:
 
     async def connections(self) -> int:
         """Connections of all listening sockets together, those that wait to be accepted included."""
-        return sum([await sockdiag.count_connections(fd) for _, fd in self._fds])
-
-    # The payload's own fd store
-
-    def keep_stored(self, message: Notification, fds: Sequence[int]) -> None:
-        """FDSTORE=1 and FDSTOREREMOVE=1 of the payload; beyond file_descriptor_store_max fds are closed."""
-        name = message.fd_name or "stored"
-        if message.fd_store_remove:
-            self._drop_kept(lambda kept: kept == name)
-        for fd in fds:
-            if len(self._kept) >= self.container.service.file_descriptor_store_max or self._has(fd):
-                os.close(fd)
-                continue
-            self._kept.append((name, fd))
-        self._store_kept()
-
-    def _has(self, fd: int) -> bool:
-        found = os.fstat(fd)
-        return any(os.path.samestat(found, os.fstat(kept)) for _, kept in self._kept)
-
-    def _drop_kept(self, gone: Callable[[str], bool]) -> None:
-        for i in range(len(self._kept)):
-            self._store.forget(self._kept_name(i))
-        for name, fd in self._kept:
-            if gone(name):
-                os.close(fd)
-        self._kept = [(name, fd) for name, fd in self._kept if not gone(name)]
-        self._store_kept()
-
-    def _kept_name(self, index: int) -> str:
-        return f"stored-{index}-{self.container.name}"
-
-    def _store_kept(self) -> None:
-        for i, (_, fd) in enumerate(self._kept):
-            self._store.store(self._kept_name(i), fd)
-
-    @property
-    def kept_names(self) -> tuple[str, ...]:
-        return tuple(name for name, _ in self._kept)
-
-    def take_kept(self, names: Sequence[str]) -> None:
-        """After an agent restart: the payload's stored fds back out of the service manager's store."""
-        for i, name in enumerate(names):
-            fd = self._store.take(self._kept_name(i))
-            if fd >= 0:
-                self._kept.append((name, fd))
+        return sum([await sockdiag.count_connections(held.fd) for held in self._held])
 
 
 def _fd_name(socket: Socket) -> str:
@@ -216,8 +219,3 @@ def _address(socket: Socket) -> str:
     return (
         socket.listen_stream or socket.listen_datagram or socket.listen_sequential_packet or socket.listen_fifo or "?"
     )
-
-
-def is_ours(name: str) -> bool:
-    """Whether a name in the service manager's store is one that the agent gives."""
-    return name.startswith(("socket-", "stored-", "notify-"))

@@ -22,7 +22,7 @@ PayloadPid = Callable[[str], int | None]
 
 
 class Shared:
-    """Paths by kind ("network", "pid", "ipc", "uts"), good for as long as this object lives."""
+    """Paths by kind ("network", "pid", "ipc", "uts"), good until close()."""
 
     def __init__(self) -> None:
         self._fds: dict[str, int] = {}
@@ -39,6 +39,7 @@ class Shared:
             os.close(self._fds.popitem()[1])
 
     def __del__(self) -> None:
+        # The net below close(), for a start that fails in between.
         self.close()
 
 
@@ -56,12 +57,16 @@ def wanted(container: Container) -> Mapping[str, tuple[str, str]]:
 def open_shared(container: Container, payload_pid: PayloadPid) -> Shared:
     """Raises CleatError: the other container does not run, or the path is no network namespace."""
     shared = Shared()
-    for kind, (key, mode) in wanted(container).items():
-        how, _, what = mode.partition(":")
-        if how == "ns":
-            shared.add(kind, _of_path(what, container.name, key))
-        else:
-            shared.add(kind, _of(what, kind, container.name, key, payload_pid))
+    try:
+        for kind, (key, mode) in wanted(container).items():
+            how, _, what = mode.partition(":")
+            if how == "ns":
+                shared.add(kind, _of_path(what, container.name, key))
+            else:
+                shared.add(kind, _of(what, kind, container.name, key, payload_pid))
+    except CleatError:
+        shared.close()
+        raise
     return shared
 
 

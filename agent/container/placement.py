@@ -21,6 +21,7 @@ import msgspec
 
 from agent import cgroup
 from agent.container import scope
+from agent.definition.graph import predecessors
 from agent.definition.model import Cgroup, CgroupManager, CgroupMode, Container
 from agent.errors import Unsupported
 
@@ -159,19 +160,23 @@ def require_possible(container: Container, place: Placement, *, runtime: str, no
         )
 
 
-def cgroup_args(container: Container) -> tuple[str, ...]:
+def cgroup_args(settings: Cgroup) -> tuple[str, ...]:
     """Global arguments for a runtime that shall leave cgroups alone (crun(1))."""
-    return ("--cgroup-manager=disabled",) if container.cgroup.mode is CgroupMode.DISABLED else ()
+    return ("--cgroup-manager=disabled",) if settings.mode is CgroupMode.DISABLED else ()
 
 
 def runtime_annotations(container: Container, place: Placement, *, stop_signal: int) -> dict[str, str]:
     """For a scope that the runtime makes: what the agent would have asked systemd for (crun(1), runc's systemd.md)."""
     if not place.runtime_scope:
         return {}
-    wanted = {name: (kind, value) for name, kind, value in scope.properties(container, stop_signal=stop_signal)}
+    found = scope.properties(container, stop_signal=stop_signal, after=predecessors(container))
+    wanted = {name: (kind, value) for name, kind, value in found}
     prefix = "org.systemd.property."
     return {
         f"{prefix}TimeoutStopUSec": f"uint64 {wanted['TimeoutStopUSec'][1]}",
         f"{prefix}KillSignal": f"int32 {stop_signal}",
         f"{prefix}CollectMode": "'inactive-or-failed'",
+        # crun and runc turn them off, and then no shutdown stops the scope (crun(1), runc's systemd.md).
+        f"{prefix}DefaultDependencies": "true",
+        f"{prefix}After": "[" + ", ".join(f"'{unit}'" for unit in wanted["After"][1]) + "]",
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from agent.container.kept import KeptFd
 from agent.container.outcome import Outcome
 from agent.process import ProcessRef
 from agent.status import State
@@ -36,6 +37,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     runtime: str = ""
     ready: bool = False
     started_at: float = 0.0
+    start_until: float = 0.0
     finished_at: float = 0.0
     exit_code: int | None = None
     oom_killed: bool = False
@@ -48,7 +50,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     watchdog_sec: float = 0.0
     image: str = ""
     stop_signal: int = 0
-    stored_fds: tuple[str, ...] = ()
+    stored_fds: tuple[KeptFd, ...] = ()
 
     @property
     def is_at_rest(self) -> bool:

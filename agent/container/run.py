@@ -8,9 +8,11 @@ the supervisor's business.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -34,8 +36,10 @@ from agent.container.launch import Running
 from agent.container.outcome import Cause, Outcome
 from agent.container.timers import Timers
 from agent.definition.model import HealthAction, Notify, Service, ServiceType
+from agent.errors import CleatError
 from agent.status import State
 from agent.systemd import journal
+from agent.systemd.fd_store import own_name
 from agent.systemd.notification import Notification, Phase
 from agent.systemd.notify_socket import NotifySocket
 
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from agent.container.supervisor import Supervisor
 
 _KILL_GRACE = 5.0
+_SAVE_SEC = 0.1
 _USEC = 1e6
 
 
@@ -53,11 +58,17 @@ class Run:
         self.owner = owner
         self.running = running
         self.watchdog_sec = 0.0
+        self.start_until = 0.0
         self.timers = Timers(self.post)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._stop: StopRequested | None = None
         self._cause: Cause | None = None
         self._step = 0
+        self._killing: asyncio.Task[None] | None = None
+        self._errno = 0
+        self._text = owner.status_text
+        self._saving: asyncio.TimerHandle | None = None
+        self._saved_at = -math.inf
         self._notify: NotifySocket | None = None
         self._health: HealthCheck | None = None
         self._idle = IdleWatch(owner.listening, self._became_idle)
@@ -75,7 +86,7 @@ class Run:
 
     async def follow(self, *, adopted: bool) -> Outcome:
         """Handle events until conmon has ended, and say how it ended."""
-        loop, pidfd = asyncio.get_running_loop(), self.running.pidfd
+        loop, owner, pidfd = asyncio.get_running_loop(), self.owner, self.running.pidfd
         if pidfd >= 0:
             loop.add_reader(pidfd, self._conmon_ended, pidfd)
         else:
@@ -88,11 +99,13 @@ class Run:
                 self._begin()
             while not isinstance(event := await self._events.get(), Exited):
                 self._handle(event)
+            if self._notify is not None:
+                owner.host.fd_store.forget(self._notify_name)
         finally:
             if pidfd >= 0:
                 loop.remove_reader(pidfd)
             self.close()
-        outcome = launch.outcome_of(self.owner.host, self.running, self._cause)
+        outcome = launch.outcome_of(owner.host, self.running, self._cause)
         if self._stop is not None and self._cause not in {None, Cause.STOPPED}:
             outcome = msgspec.structs.replace(outcome, error=f"stopped: {self._stop.why}", error_code=str(self._cause))
         return outcome
@@ -100,14 +113,22 @@ class Run:
     def close(self) -> None:
         """Stop listening and watching; the container is not touched."""
         self.timers.cancel_all()
+        if self._saving is not None:
+            self._saving.cancel()
         if self._notify is not None:
             self._notify.close()
+        while not self._events.empty():
+            event = self._events.get_nowait()
+            for fd in event.fds if isinstance(event, Notified) else ():
+                os.close(fd)
         if self._health is not None:
             self._health.close()
         self._idle.close()
 
     def _conmon_ended(self, pidfd: int) -> None:
         asyncio.get_running_loop().remove_reader(pidfd)
+        if self._notify is not None:
+            self._notify.drain()
         self.post(Exited())
 
     def _begin(self) -> None:
@@ -116,13 +137,13 @@ class Run:
         self.owner.change(State.RUNNING, save=False)
         self.owner.event(journal.Event.STARTED, f"{self.owner.name} started")
         self.timers.set("runtime", service.runtime_max_sec, RuntimeMaxReached())
-        self._set_watchdog(service.watchdog_sec)
+        self.watchdog_sec = service.watchdog_sec
         self._start_health()
         self._idle.start()
         if service.type is not ServiceType.ONESHOT and service.notify in {Notify.CONMON, Notify.IGNORE}:
-            self.owner.set_ready()
+            self._set_ready()
         else:
-            self.timers.set("start", service.timeout_start_sec, StartTimedOut())
+            self._allow_start(service.timeout_start_sec)
         self.owner.save()
 
     def _take_up(self) -> None:
@@ -130,11 +151,21 @@ class Run:
         service = self._service
         age = time.time() - self.owner.started_at
         self.timers.set("runtime", service.runtime_max_sec - age, RuntimeMaxReached())
-        self._set_watchdog(self.owner.adopted_watchdog_sec or service.watchdog_sec)
+        record = self.owner.adopted
+        assert record is not None
+        self.watchdog_sec = record.watchdog_sec or service.watchdog_sec
         self._start_health()
         self._idle.start()
-        if not self.owner.ready:
-            self.timers.set("start", max(1.0, service.timeout_start_sec - age), StartTimedOut())
+        if self.owner.ready:
+            self._feed_watchdog()
+        else:
+            # What the payload said while there was no agent is read first.
+            left = record.start_until - time.time() if record.start_until else math.inf
+            self._allow_start(max(1.0, left))
+        self.set_paused(paused=self.owner.state is State.PAUSED)
+        if record.state is State.STOPPING or not self.owner.wanted:
+            cause = Cause.TIMEOUT if self.owner.wanted else Cause.STOPPED
+            self.post(StopRequested(service.timeout_stop_sec, cause, "its stop had begun"))
         self.owner.event(journal.Event.ADOPTED, f"{self.owner.name} taken over", priority=journal.Priority.DEBUG)
 
     def _handle(self, event: Event) -> None:
@@ -144,7 +175,8 @@ class Run:
             case StopOverdue():
                 self._escalate()
             case StartTimedOut():
-                self._stop_by_itself(Cause.TIMEOUT, f"not ready within {self._service.timeout_start_sec:g} s")
+                waited = time.time() - self.owner.started_at
+                self._stop_by_itself(Cause.TIMEOUT, f"not ready within {waited:.3g} s")
             case RuntimeMaxReached():
                 self.owner.event(journal.Event.RUNTIME_LIMIT, f"{self.owner.name} reached runtime_max_sec")
                 self._stop_by_itself(Cause.TIMEOUT, "runtime_max_sec is over")
@@ -164,37 +196,37 @@ class Run:
         folder = launch.notify_folder(self.owner.host, self.owner.definition.container, self.running.id)
         if not folder:
             return
-        name = launch.notify_fd_name(self.owner.name)
         self._notify = NotifySocket(
             folder,
             container=self.owner.name,
             accepts=self._is_from_container,
             on_notification=lambda message, fds: self.post(Notified(message, fds)),
-            stored_fd=self.owner.host.fd_store.take(name),
+            stored_fd=self.owner.host.fd_store.take(self._notify_name),
         )
         self._notify.tracked.add(self.running.payload.pid)
-        self.owner.host.fd_store.store(name, self._notify.fileno())
+        self.owner.host.fd_store.store(self._notify_name, self._notify.fileno())
+
+    @property
+    def _notify_name(self) -> str:
+        return own_name("notify", self.running.id, self.owner.name)
 
     def _is_from_container(self, pid: int) -> bool:
         return cgroup.contains(self.running.payload_cgroup, pid)
 
     def _notified(self, message: Notification, fds: tuple[int, ...]) -> None:
         owner = self.owner
-        if message.status is not None and message.status != owner.status_text:
-            owner.set_status_text(message.status)
+        self._take_text(message)
         if message.watchdog_usec is not None:
-            self._set_watchdog(message.watchdog_usec / _USEC)
-            owner.save()
-        if message.watchdog:
-            self._set_watchdog(self.watchdog_sec)
+            self.watchdog_sec = message.watchdog_usec / _USEC
+            self._save_soon()
+        if message.watchdog or message.watchdog_usec is not None:
+            self._feed_watchdog()
         if message.watchdog_trigger:
             self.post(WatchdogExpired())
         if message.extend_timeout_usec is not None:
             self._extend(message.extend_timeout_usec / _USEC)
-        if message.errno:
-            owner.set_status_text(f"{owner.status_text} (errno {message.errno}: {os.strerror(message.errno)})".strip())
         if message.fd_store or message.fd_store_remove:
-            owner.listening.keep_stored(message, fds)
+            self._keep_fds(message, fds)
         match message.phase:
             case Phase.READY:
                 self._payload_ready()
@@ -204,27 +236,88 @@ class Run:
                     "RELOADING=1", f"MONOTONIC_USEC={message.monotonic_usec or time.monotonic_ns() // 1000}"
                 )
             case Phase.STOPPING:
-                owner.tell_handle("STOPPING=1")
+                self._payload_stops()
             case None:
                 pass
+
+    def _take_text(self, message: Notification) -> None:
+        """STATUS= and ERRNO=: one line for people."""
+        if message.status is None and message.errno is None:
+            return
+        self._text = self._text if message.status is None else message.status
+        if message.errno is not None:
+            self._errno = message.errno
+            self.owner.tell_handle(f"ERRNO={message.errno}")
+        error = f"error {self._errno}: {os.strerror(self._errno)}" if self._errno else ""
+        text = f"{self._text} ({error})" if self._text and error else self._text or error
+        if text != self.owner.status_text:
+            self.owner.set_status_text(text)
+            self._save_soon()
+
+    def _keep_fds(self, message: Notification, fds: tuple[int, ...]) -> None:
+        most = self._service.file_descriptor_store_max
+        refused = self.owner.listening.kept.hear(message, fds, most)
+        if refused:
+            text = f"{self.owner.name}: {refused} file descriptors not kept: file_descriptor_store_max is {most}"
+            self.owner.event(journal.Event.NOTIFY_REFUSED, text)
+        self.owner.save()
 
     def _payload_ready(self) -> None:
         if self.owner.ready:
             self.owner.tell_handle("READY=1")
         elif self._service.notify is Notify.CONTAINER and self._service.type is not ServiceType.ONESHOT:
-            self.timers.cancel("start")
-            self.owner.set_ready()
+            self._set_ready()
             self.owner.save()
 
-    def _extend(self, seconds: float) -> None:
-        self.timers.extend("start", seconds, StartTimedOut())
-        self.timers.extend("runtime", seconds, RuntimeMaxReached())
-        self.timers.extend("stop", seconds, StopOverdue())
+    def _payload_stops(self) -> None:
+        """STOPPING=1: it ends by itself, within the time that a stop has (systemd.service(5), TimeoutStopSec=)."""
+        if self._stop is None:
+            self.timers.cancel_all()
+            self.set_paused(paused=True)
+            self.timers.set("stop", self._service.timeout_stop_sec, StopOverdue())
+            self.owner.event(journal.Event.STOPPING, f"{self.owner.name} is stopping by itself")
+            self.owner.change(State.STOPPING)
+        self.owner.tell_handle("STOPPING=1")
 
-    def _set_watchdog(self, seconds: float) -> None:
-        self.watchdog_sec = seconds
-        if seconds > 0 and self._stop is None:
-            self.timers.set("watchdog", seconds, WatchdogExpired())
+    def _set_ready(self) -> None:
+        self.start_until = 0.0
+        self.timers.cancel("start")
+        self.owner.set_ready()
+        self._feed_watchdog()
+
+    def _allow_start(self, seconds: float) -> None:
+        """Be ready within `seconds` from now. The wall clock's time of it is for the next agent."""
+        self.start_until = time.time() + seconds if seconds < math.inf else 0.0
+        self.timers.set("start", seconds, StartTimedOut())
+
+    def _extend(self, seconds: float) -> None:
+        if self.timers.extend("start", seconds, StartTimedOut()):
+            self.start_until = time.time() + seconds
+            self._save_soon()
+        self.timers.extend("runtime", seconds, RuntimeMaxReached())
+        if self._step == 0 and self.timers.extend("stop", seconds, StopOverdue()):
+            self.owner.tell_handle(f"EXTEND_TIMEOUT_USEC={int((seconds + _KILL_GRACE) * _USEC)}")
+
+    def _feed_watchdog(self) -> None:
+        """Count its period from now: once it is ready, as systemd does, and not while it stops or is frozen."""
+        if self.watchdog_sec > 0 and self.owner.state is State.RUNNING and self.owner.ready:
+            self.timers.set("watchdog", self.watchdog_sec, WatchdogExpired())
+
+    def _save_soon(self) -> None:
+        """Store what a payload says, which it may do often: at once, but no more than ten times a second."""
+        if self._saving is not None:
+            return
+        loop = asyncio.get_running_loop()
+        wait = self._saved_at + _SAVE_SEC - loop.time()
+        if wait > 0:
+            self._saving = loop.call_later(wait, self._save_now)
+        else:
+            self._save_now()
+
+    def _save_now(self) -> None:
+        self._saving = None
+        self._saved_at = asyncio.get_running_loop().time()
+        self.owner.save()
 
     # Health
 
@@ -240,10 +333,14 @@ class Run:
             )
             self._health.start()
 
-    def pause_health(self, *, paused: bool) -> None:
-        """A frozen container is not probed."""
+    def set_paused(self, *, paused: bool) -> None:
+        """A frozen container is not probed, and its watchdog waits."""
         if self._health is not None:
             self._health.set_paused(paused=paused)
+        if paused:
+            self.timers.cancel("watchdog")
+        else:
+            self._feed_watchdog()
 
     def _health_changed(self, event: HealthChanged) -> None:
         owner, service = self.owner, self._service
@@ -251,15 +348,18 @@ class Run:
         if event.health == "healthy":
             owner.event(journal.Event.HEALTHY, f"{owner.name} is healthy")
             if service.notify is Notify.HEALTHY and not owner.ready:
-                self.timers.cancel("start")
-                owner.set_ready()
+                self._set_ready()
         elif event.health == "unhealthy":
             owner.event(journal.Event.UNHEALTHY, f"{owner.name} is unhealthy: {event.output or 'no output'}")
-            self._act_on_unhealthy()
+            self._act_on_unhealthy(HealthAction.RESTART if event.at_startup else self._health_action)
         owner.save()
 
-    def _act_on_unhealthy(self) -> None:
-        match self.owner.definition.container.health.on_failure:
+    @property
+    def _health_action(self) -> HealthAction:
+        return self.owner.definition.container.health.on_failure
+
+    def _act_on_unhealthy(self, action: HealthAction) -> None:
+        match action:
             case HealthAction.NONE:
                 pass
             case HealthAction.RESTART:
@@ -292,7 +392,7 @@ class Run:
         self._cause = request.cause
         was_paused = self.owner.state is State.PAUSED
         self.timers.cancel_all()
-        self.pause_health(paused=True)
+        self.set_paused(paused=True)
         self.owner.change(State.STOPPING)
         why = f": {request.why}" if request.why else ""
         self.owner.event(journal.Event.STOPPING, f"{self.owner.name} stopping{why}")
@@ -307,16 +407,24 @@ class Run:
     def _escalate(self) -> None:
         """Next step: SIGKILL to the first process, then to the whole cgroup, then to conmon too."""
         step, self._step = self._step, self._step + 1
+        self._cause = self._cause or Cause.TIMEOUT
         match step:
             case 0:
                 self._tell_ignored()
-                self.running.payload.send_signal(signal.SIGKILL)
+                self._killing = asyncio.create_task(self._kill_payload())
             case 1:
                 cgroup.kill(self.running.payload_cgroup)
             case _:
                 cgroup.kill(self.running.cgroup)
                 self.running.conmon.send_signal(signal.SIGKILL)
         self.timers.set("stop", _KILL_GRACE, StopOverdue())
+
+    async def _kill_payload(self) -> None:
+        """A handle is told first that this end is one that somebody wanted."""
+        if self._cause is Cause.STOPPED and self.owner.before_kill is not None:
+            with suppress(CleatError):
+                await self.owner.before_kill(self.owner)
+        self.running.payload.send_signal(signal.SIGKILL)
 
     def _tell_ignored(self) -> None:
         if self._stop is not None and self._stop.timeout_sec > 0:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -58,11 +58,15 @@ class Supervisor:
         self.started_at = 0.0
         self.attempt = 0
         self._starts: list[float] = []
+        self._demand_failures = 0
         self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
         self.run: Run | None = None
-        self.adopted_watchdog_sec = 0.0
+        self.before_kill: Callable[[Supervisor], Awaitable[None]] | None = None
+        self.adopted: Record | None = None
         self.listening = Listening(definition.container, host.fd_store)
+        self.listening.kept.on_change = self.save
+        self.before_program: Callable[[Running], None] = lambda _: None
         self._stop_wanted = asyncio.Event()
         self._ready_waiters: list[asyncio.Future[None]] = []
         self._exit_waiters: list[asyncio.Future[int]] = []
@@ -154,7 +158,7 @@ class Supervisor:
             raise InvalidState(f"cannot pause a container that is {self.state}", container=self.name)
         await running.runtime.pause(running.id)
         if self.run is not None:
-            self.run.pause_health(paused=True)
+            self.run.set_paused(paused=True)
         self.change(State.PAUSED)
         self.event(journal.Event.PAUSED, f"{self.name} paused")
 
@@ -164,9 +168,9 @@ class Supervisor:
         if self.state is not State.PAUSED:
             raise InvalidState(f"cannot resume a container that is {self.state}", container=self.name)
         await running.runtime.resume(running.id)
-        if self.run is not None:
-            self.run.pause_health(paused=False)
         self.change(State.RUNNING)
+        if self.run is not None:
+            self.run.set_paused(paused=False)
         self.event(journal.Event.RESUMED, f"{self.name} resumed")
 
     async def reload(self) -> None:
@@ -237,9 +241,9 @@ class Supervisor:
         self.restarts, self.attempt = record.restarts, record.attempt
         self.started_at, self.last_id = record.started_at, record.id
         self.status_text, self.health = record.status_text, record.health
-        self.adopted_watchdog_sec = record.watchdog_sec
+        self.adopted = record
         self.last = record.outcome()
-        self.listening.take_kept(record.stored_fds)
+        self.listening.kept.take_back(record.stored_fds)
         if record.is_at_rest:
             self.state = record.state
             return False
@@ -268,7 +272,10 @@ class Supervisor:
 
     def open_sockets(self) -> None:
         """Have the definition's sockets listening. Raises DefinitionRejected."""
+        was_armed = self.listening.is_armed
         self.listening.open(self.definition.container)
+        if was_armed:
+            self.listen()
 
     def listen(self) -> None:
         """Wait for the first connection to start it; where nothing starts on demand, start now."""
@@ -282,8 +289,9 @@ class Supervisor:
 
     def _start_on_demand(self) -> None:
         if self.listening.trigger_limit_hit():
-            self.event(journal.Event.SOCKET_TRIGGER_LIMIT, f"{self.name} was started on demand too often, giving up")
-            self.change(State.FAILED)
+            error = InvalidState("was started on demand too often, giving up", hint=f"cleat start {self.name}")
+            self.event(journal.Event.SOCKET_TRIGGER_LIMIT, f"{self.name} {error.what}")
+            self.fail(error)
             return
         self.event(journal.Event.SOCKET_TRIGGERED, f"{self.name} starts on demand")
         self.begin()
@@ -302,8 +310,16 @@ class Supervisor:
                 return
             self.restarts += 1
         if self.wanted and self.listening.on_demand:
-            # The task ends first: what starts on demand must find it at rest.
-            asyncio.get_running_loop().call_soon(self.listen)
+            # The task ends first: what starts on demand must find it at rest. A connection that waits would start it
+            # again at once, so a failure is followed by the delay of a restart.
+            service, clean = self.definition.container.service, outcome.is_clean(self.definition.container.service)
+            self._demand_failures = 0 if clean else self._demand_failures + 1
+            delay = 0.0 if clean else outcomes.restart_delay(service, self._demand_failures - 1)
+            asyncio.get_running_loop().call_later(delay, self._listen_again)
+
+    def _listen_again(self) -> None:
+        if self.wanted and not self.is_active:
+            self.listen()
 
     async def _run_once(self, running: Running | None, *, adopted: bool) -> Outcome:
         """Launch (unless it runs already), follow to the end, tidy up."""
@@ -364,6 +380,7 @@ class Supervisor:
         self.change(State.STARTING, save=False)
         if not self.listening.is_open:
             self.open_sockets()
+        self.listening.make_blocking()
         start = launch.Start(listen_fds=self.listening.fds, listen_fdnames=self.listening.names)
         async with self.host.launch_slots:
             return await launch.launch(self.host, self.definition, start, self._saved_start)
@@ -373,6 +390,7 @@ class Supervisor:
         self.running = running
         self.last_id = running.id
         records.write(self.host.paths.records, snapshot.record_of(self))
+        self.before_program(running)
 
     @property
     def _stop_timeout(self) -> float:
@@ -383,7 +401,11 @@ class Supervisor:
     async def _tidy(self, running: Running) -> None:
         """Remove all that belonged to the run. What cannot be removed is reported and left to the next agent start."""
         try:
-            await launch.tidy(self.host, running)
+            try:
+                await launch.tidy(self.host, running)
+            except CleatError:
+                # In the foreground systemd's stop of the caller's unit hits the runtime's `delete` too, once.
+                await launch.tidy(self.host, running)
         except CleatError as e:
             self.event(journal.Event.UNCLEAN_LEFTOVER, f"{self.name} left something behind: {e}", error=e)
         running.close()

@@ -33,11 +33,16 @@ class Timers:
         self.cancel(name)
         self._handles[name] = loop.call_at(when, self._fire, name, event)
 
-    def extend(self, name: str, delay: float, event: Event) -> None:
-        """Let a deadline that is set be no earlier than `delay` seconds from now (EXTEND_TIMEOUT_USEC=)."""
+    def extend(self, name: str, delay: float, event: Event) -> bool:
+        """Let a deadline that is set be no earlier than `delay` seconds from now (EXTEND_TIMEOUT_USEC=).
+
+        False when that changes nothing: none is set, or it is later anyway.
+        """
         old = self._handles.get(name)
-        if old is not None and old.when() < asyncio.get_running_loop().time() + delay:
-            self.set(name, delay, event)
+        if old is None or old.when() >= asyncio.get_running_loop().time() + delay:
+            return False
+        self.set(name, delay, event)
+        return True
 
     def cancel(self, name: str) -> None:
         handle = self._handles.pop(name, None)

@@ -29,7 +29,7 @@ _decoder = msgspec.json.Decoder(Mappings)
 
 
 class UserNamespace:
-    """The mappings, and an fd of a namespace that has them; it lives as long as the fd."""
+    """The mappings, and an fd of a namespace that has them; it lives until close()."""
 
     def __init__(self, mappings: Mappings, fd: int) -> None:
         self.mappings = mappings
@@ -41,6 +41,7 @@ class UserNamespace:
             self.fd = -1
 
     def __del__(self) -> None:
+        # The net below close(), for a start that fails in between.
         self.close()
 
 

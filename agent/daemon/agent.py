@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -22,6 +22,7 @@ from agent.definition.model import Container, Definition, Diagnostic, Loaded
 from agent.errors import CleatError, DefinitionRejected, NoSuchContainer
 from agent.oci.runtime import Runtime
 from agent.reconcile import apply as applying
+from agent.reconcile import related
 from agent.reconcile.plan import Action, Actual, plan
 from agent.status import State, Status
 from agent.systemd import journal
@@ -37,6 +38,11 @@ class Agent:
         self.loader = loader
         self.loaded = Loaded(definitions={})
         self._launching: set[str] = set()
+        self._asked_for: set[str] = set()
+        """Names that somebody starts right now: they do not wait for a first connection."""
+        self._stopping: set[asyncio.Task[None]] = set()
+        self.before_kill: Callable[[Supervisor], Awaitable[None]] | None = None
+        """Called before a stop that was asked for ends with SIGKILL."""
         host.payload_pid = self._payload_pid
         self.supervisors: dict[str, Supervisor] = {}
         self.on_change: list[Callable[[Supervisor], None]] = []
@@ -114,6 +120,12 @@ class Agent:
             hint=f"write {self.host.paths.definition_folders[0]}/{name}.toml, then systemctl reload cleat",
         )
 
+    def present(self, name: str) -> Supervisor:
+        """The same, but looking creates nothing: for those who may only look."""
+        if name in self.supervisors or "@" not in name:
+            return self.supervisor(name)
+        raise NoSuchContainer("no such container", container=name, hint=f"cleat start {name} makes this instance")
+
     @staticmethod
     def _raise_rejected(name: str, diagnostics: Sequence[Diagnostic]) -> None:
         for diagnostic in diagnostics:
@@ -128,7 +140,7 @@ class Agent:
 
     def _status(self, name: str, refused: Diagnostic | None) -> Status:
         if refused is None:
-            return self.supervisor(name).status()
+            return self.present(name).status()
         known = self.supervisors.get(name)
         status = known.status() if known else Status(name=name, state=State.FAILED, definition=refused.file)
         error = f"its definition is refused: {refused}"
@@ -176,7 +188,7 @@ class Agent:
     async def start(self, name: str) -> None:
         """Start a container for a plan: those that start on demand only begin to listen."""
         supervisor = self.supervisor(name)
-        if supervisor.listening.on_demand and not supervisor.is_active:
+        if supervisor.listening.on_demand and not supervisor.is_active and name not in self._asked_for:
             supervisor.listen()
         else:
             await supervisor.start()
@@ -225,6 +237,7 @@ class Agent:
 
     def _create(self, definition: Definition) -> Supervisor:
         supervisor = Supervisor(self.host, definition, self._changed)
+        supervisor.before_kill = self.before_kill
         self.supervisors[definition.name] = supervisor
         return supervisor
 
@@ -242,30 +255,39 @@ class Agent:
     # Commands on several containers
 
     async def start_with_needs(self, name: str) -> None:
-        """Start a container after what it needs, as systemd would pull it in. Raises the container's own reason."""
-        names = self._closure(name)
+        """Start a container after what it needs, as systemd would pull it in; what conflicts with any of them is
+        stopped first. Raises the container's own reason.
+        """
+        self.supervisor(name)
+        names = related.closure(self._containers(), name)
+        await self._stop_conflicting(names)
         errors: dict[str, CleatError] = {}
-        await applying.start_all(names, self, errors)
+        self._asked_for.add(name)
+        try:
+            await applying.start_all(names, self, errors)
+        finally:
+            self._asked_for.discard(name)
         if name in errors:
             raise errors[name]
 
-    def _closure(self, name: str) -> list[str]:
-        """The container and all that it requires or wants, directly or not, as far as it exists."""
-        self.supervisor(name)
-        found: list[str] = []
-        todo = [name]
-        while todo:
-            current = todo.pop()
-            if current in found:
-                continue
-            found.append(current)
-            container = self.container(current)
-            if container is not None:
-                todo += [n for n in (*container.requires, *container.wants) if n in self.supervisors]
-        return found
+    async def _stop_conflicting(self, names: Sequence[str]) -> None:
+        containers = self._containers()
+        found = dict.fromkeys(other for name in names for other in related.conflicting(containers, name))
+        async with asyncio.TaskGroup() as group:
+            for other in found:
+                if self.supervisors[other].is_active and other not in names:
+                    group.create_task(self.stop_with_dependents(other, None))
+
+    def _containers(self) -> dict[str, Container]:
+        return {name: supervisor.definition.container for name, supervisor in self.supervisors.items()}
+
+    async def start_others(self, names: Sequence[str]) -> None:
+        """Start containers again that were stopped along with another; their failures are their own."""
+        errors: dict[str, CleatError] = {}
+        await applying.start_all(names, self, errors)
 
     async def stop_with_dependents(self, name: str, timeout_sec: float | None) -> None:
-        """Stop a container, after those that require it."""
+        """Stop a container, after those that require it, the farthest first."""
         supervisor = self.supervisor(name)
         for other in reversed(self.dependents(name)):
             await self.supervisors[other].stop()
@@ -273,29 +295,18 @@ class Agent:
 
     async def restart(self, name: str) -> None:
         """Stop a container and what depends on it, then start all of them again."""
-        supervisor = self.supervisor(name)
         others = self.dependents(name)
         await self.stop_with_dependents(name, None)
-        await supervisor.start()
-        errors: dict[str, CleatError] = {}
-        await applying.start_all(others, self, errors)
+        await self.start_with_needs(name)
+        await self.start_others(others)
 
     def dependents(self, name: str) -> list[str]:
-        """Active containers that require `name`, directly or not, nearest last to stop."""
-        found: list[str] = []
-        todo = [name]
-        while todo:
-            current = todo.pop()
-            for other, supervisor in self.supervisors.items():
-                container = supervisor.definition.container
-                if (
-                    current in (*container.requires, *container.restart_with)
-                    and other not in found
-                    and supervisor.is_active
-                ):
-                    found.append(other)
-                    todo.append(other)
-        return found
+        """Active containers that stop and restart with `name`, nearest first."""
+        return [n for n in related.dependents(self._containers(), name) if self.supervisors[n].is_active]
+
+    def followers(self, name: str) -> list[str]:
+        """Active containers that the host's shutdown stops before `name`."""
+        return [n for n in related.followers(self._containers(), name) if self.supervisors[n].is_active]
 
     def stop_requested(self, unit: str) -> None:
         """systemd wants a scope stopped: systemctl stop, or the host shuts down."""
@@ -304,6 +315,27 @@ class Agent:
             return
         timeout = supervisor.definition.container.service.timeout_stop_sec
         supervisor.request_stop(StopRequested(timeout, why=f"stop of {unit}"))
+
+    def stop_queued(self, unit: str) -> None:
+        """The same for a job that may have to wait: at shutdown for what is ordered after the scope. systemd's own
+        signal comes when it is the scope's turn; until then an end is one that somebody wanted.
+        """
+        supervisor = self.supervisors.get(scope.container_name(unit)) or self._of_unit(unit)
+        if supervisor is None or supervisor.running is None:
+            return
+        supervisor.wanted = False
+        task = asyncio.create_task(self._stop_in_turn(supervisor, unit))
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
+
+    async def _stop_in_turn(self, supervisor: Supervisor, unit: str) -> None:
+        try:
+            waits = await self.host.scopes.is_shutting_down()
+        except CleatError:
+            waits = False
+        for name in self.followers(supervisor.name) if waits else ():
+            await self.supervisors[name].stopped()
+        self.stop_requested(unit)
 
     def _of_unit(self, unit: str) -> Supervisor | None:
         """The container whose conmon has a scope of its own by that name."""

@@ -1,20 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""org.cleat.Agent1 on the bus: what can be asked of the agent, row by row, each a line into typed code."""
+"""org.cleat.Agent1 on the bus: dispatch of method calls by the tables of interface.py, properties, signals."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import msgspec
-from dbus_next import Message, MessageType, Variant
+from dbus_next import Message, MessageFlag, MessageType, Variant
 
 from agent.container.supervisor import Supervisor
 from agent.daemon import bus_object
 from agent.daemon.agent import Agent
-from agent.daemon.bus_object import Access, Method, Property
+from agent.daemon.bus_object import Access, Method
+from agent.daemon.interface import (
+    CONTAINER,
+    CONTAINERS,
+    MANAGER,
+    MANAGER_PROPERTIES,
+    NAME,
+    PATH,
+    PROPERTIES,
+    container_methods,
+    manager_methods,
+)
 from agent.daemon.operations import Operations
+from agent.daemon.peers import Peers
 from agent.daemon.polkit import Polkit
 from agent.errors import CleatError, InvalidArgument
 from agent.status import Status
@@ -22,219 +35,15 @@ from agent.systemd.bus import Bus, decode_path, encode_path
 
 logger = logging.getLogger(__name__)
 
-NAME = "org.cleat.Agent1"
-PATH = "/org/cleat/Agent1"
-CONTAINERS = PATH + "/container/"
-MANAGER = NAME + ".Manager"
-CONTAINER = NAME + ".Container"
 _FAILED = NAME + ".Error.Internal"
-
-_NAME = (("name", "s"),)
-_JSON = (("json", "s"),)
-_TIMED = (("name", "s"), ("timeout_usec", "t"))
-_OPTIONS = (("name", "s"), ("options_json", "s"))
+_ERROR = "org.freedesktop.DBus.Error."
+_PENDING_MAX = 1024
+"""Calls of one client that may wait for their answer."""
 
 
-def manager_methods(do: Operations) -> tuple[Method, ...]:
-    """The methods of the manager object."""
-    read, inspect, manage, run, reload_ = (
-        Access.READ,
-        Access.INSPECT,
-        Access.MANAGE,
-        Access.EXEC,
-        Access.RELOAD,
-    )
-    return (
-        Method(
-            "GetStatus",
-            (("names", "as"),),
-            _JSON,
-            read,
-            "Status objects of the named, or of all containers.",
-            do.status,
-        ),
-        Method(
-            "Start",
-            _NAME,
-            (),
-            manage,
-            "Start a container and what it needs; returns when it is ready.",
-            do.start,
-        ),
-        Method("Stop", _TIMED, (), manage, "Stop a container; UINT64_MAX stands for its own timeout.", do.stop),
-        Method("Restart", _NAME, (), manage, "Stop, then start.", do.restart),
-        Method(
-            "Reload",
-            _NAME,
-            (),
-            manage,
-            "Ask the payload to reload: reload_command or reload_signal.",
-            do.reload,
-        ),
-        Method("Pause", _NAME, (), manage, "Freeze all processes of a container.", do.pause),
-        Method("Resume", _NAME, (), manage, "Let a paused container go on.", do.resume),
-        Method(
-            "Kill",
-            (("name", "s"), ("signal", "i"), ("all", "b")),
-            (),
-            manage,
-            "Send a signal to the first process, or to all.",
-            do.kill,
-        ),
-        Method("Wait", _NAME, (("exit_code", "i"),), read, "Wait for the end; returns the exit code.", do.wait),
-        Method(
-            "Inspect",
-            (("name", "s"), ("spec", "b")),
-            _JSON,
-            inspect,
-            "All that is known of a container, with its runtime spec on request.",
-            do.inspect,
-        ),
-        Method(
-            "Plan",
-            (),
-            _JSON,
-            inspect,
-            "What ReloadDefinitions would do, and what is wrong with the definitions.",
-            do.plan,
-        ),
-        Method(
-            "ReloadDefinitions",
-            (),
-            _JSON,
-            reload_,
-            "Read the definitions and carry out the plan.",
-            do.reload_definitions,
-        ),
-        Method(
-            "Info",
-            (),
-            _JSON,
-            read,
-            "Versions and features of agent, conmon, runtimes, systemd and kernel.",
-            do.info,
-        ),
-        Method(
-            "Stats",
-            (("names", "as"),),
-            _JSON,
-            read,
-            "Figures of processor, memory, tasks and I/O.",
-            do.stats,
-        ),
-        Method("Top", _NAME, _JSON, inspect, "The processes inside a container.", do.top),
-        Method(
-            "Exec",
-            _OPTIONS,
-            (("session", "s"), ("attach_socket", "s"), ("control", "s")),
-            run,
-            "Prepare a command in a container; it waits for ExecStart.",
-            do.exec_create,
-        ),
-        Method("ExecStart", (("session", "s"),), (), run, "Let the command of a session begin.", do.exec_start),
-        Method(
-            "ExecWait",
-            (("session", "s"),),
-            (("exit_code", "i"),),
-            run,
-            "Wait for a session's end and remove it.",
-            do.exec_wait,
-        ),
-        Method(
-            "ExecKill",
-            (("session", "s"), ("signal", "i")),
-            (),
-            run,
-            "Signal the command of a session.",
-            do.exec_kill,
-        ),
-        Method(
-            "Attach",
-            _NAME,
-            (("attach_socket", "s"), ("control", "s"), ("terminal", "b")),
-            run,
-            "Where conmon's attach socket and control fifo are.",
-            do.attach,
-        ),
-        Method(
-            "Checkpoint",
-            _OPTIONS,
-            _JSON,
-            manage,
-            "Store a running container's state with criu.",
-            do.checkpoint,
-        ),
-        Method("Restore", _OPTIONS, _JSON, manage, "Let a checkpointed container go on.", do.restore),
-        Method("Pull", _NAME, _JSON, manage, "Fetch the image of a definition.", do.pull),
-        Method("Images", (), _JSON, read, "The images in the store.", do.images),
-        Method("Prune", (("dry_run", "b"),), _JSON, manage, "Remove what no definition needs.", do.prune),
-        Method(
-            "StartHandle",
-            _NAME,
-            (),
-            manage,
-            "For cleat@NAME.service: start, and speak to systemd for it.",
-            do.start_handle,
-        ),
-        Method("StopHandle", _NAME, (), manage, "For cleat@NAME.service: stop.", do.stop_handle),
-        Method("ReloadHandle", _NAME, (), manage, "For cleat@NAME.service: reload.", do.reload_handle),
-        Method("Subscribe", (), (), read, "Ask for signals; until the caller leaves the bus.", do.subscribe),
-        Method("Unsubscribe", (), (), read, "Ask for no more signals.", do.unsubscribe),
-    )
-
-
-def _prop(name: str, signature: str, text: str, field: str = "") -> Property:
-    attribute = field or "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
-    return Property(name, signature, text, lambda status: getattr(status, attribute))
-
-
-PROPERTIES: tuple[Property, ...] = (
-    _prop("Name", "s", "The container's name."),
-    _prop("Id", "s", "The 64 hexadecimal digits of the run of the moment, or of the last one."),
-    _prop("State", "s", "inactive, pulling, starting, running, paused, stopping, backoff, exited or failed."),
-    _prop("Ready", "b", "True from readiness to the end."),
-    _prop("Pid", "u", "The first process, 0 when there is none."),
-    _prop("ConmonPid", "u", "conmon's pid, 0 when there is none."),
-    Property(
-        "ExitCode",
-        "i",
-        "0-255, 128+n for signal n; -1 before the first end.",
-        lambda s: -1 if s.exit_code is None else s.exit_code,
-    ),
-    _prop("OomKilled", "b", "Whether the kernel ended the last run for lack of memory."),
-    Property("StartedAt", "t", "Microseconds since 1970, 0 = never.", lambda s: int(s.started_at * 1e6)),
-    Property("FinishedAt", "t", "Microseconds since 1970, 0 = never.", lambda s: int(s.finished_at * 1e6)),
-    _prop("Restarts", "u", "How often the agent restarted it by itself."),
-    _prop("StatusText", "s", "The payload's own STATUS=."),
-    _prop("Health", "s", "starting, healthy, unhealthy or empty."),
-    _prop("Unit", "s", "The scope."),
-    _prop("Definition", "s", "The file it is defined in."),
-    _prop("Image", "s", "The image it is made from, if any."),
-    _prop("Error", "s", "Why it failed, if it did."),
-)
-
-
-def container_methods(do: Operations) -> tuple[Method, ...]:
-    """The methods of a container object; the name comes from the path."""
-    manage = Access.MANAGE
-    return (
-        Method("Start", (), (), manage, "Start it; returns when it is ready.", do.start),
-        Method(
-            "Stop",
-            (("timeout_usec", "t"),),
-            (),
-            manage,
-            "Stop it; UINT64_MAX stands for its own timeout.",
-            do.stop,
-        ),
-        Method("Restart", (), (), manage, "Stop, then start.", do.restart),
-        Method("Reload", (), (), manage, "Ask the payload to reload.", do.reload),
-        Method("Pause", (), (), manage, "Freeze it.", do.pause),
-        Method("Resume", (), (), manage, "Let it go on.", do.resume),
-        Method("Kill", (("signal", "i"), ("all", "b")), (), manage, "Send a signal.", do.kill),
-        Method("Wait", (), (("exit_code", "i"),), Access.READ, "Wait for the end.", do.wait),
-        Method("Inspect", (), _JSON, Access.INSPECT, "All that is known of it.", do.inspect),
-    )
+def named(method: Method, body: Sequence[Any]) -> str:
+    """The container that a call is about, "" for none."""
+    return str(body[0]) if method.inputs[:1] == (("name", "s"),) else ""
 
 
 def property_values(status: Status) -> dict[str, Variant]:
@@ -251,12 +60,23 @@ class Api:
         self._polkit = polkit
         self._manager = {m.name: m for m in manager_methods(operations)}
         self._container = {m.name: m for m in container_methods(operations)}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._peers = Peers(bus)
+        self._pending: dict[str, set[asyncio.Task[None]]] = {}
+        self._tied: dict[str, set[asyncio.Task[None]]] = {}
+        self._unwatching: set[asyncio.Task[None]] = set()
         self._known: dict[str, dict[str, Variant]] = {}
         self._changed: set[str] = set()
         bus.on_method_call(self._incoming)
         agent.on_change.append(self._note_change)
         agent.on_removed.append(self._note_removal)
+        bus.on_back.append(self._bus_back)
+
+    async def _bus_back(self) -> None:
+        """All clients of the old connection are gone."""
+        self._operations.subscribers.clear()
+        for task in [task for tasks in self._tied.values() for task in tasks]:
+            task.cancel()
+        await self._peers.forget_all()
 
     # Calls
 
@@ -264,10 +84,28 @@ class Api:
         path = message.path or ""
         if path != PATH and not path.startswith(PATH + "/") and not PATH.startswith(path.rstrip("/") + "/"):
             return None
+        sender = message.sender or ""
+        pending = self._pending.setdefault(sender, set())
+        if len(pending) >= _PENDING_MAX:
+            return Message.new_error(message, _ERROR + "LimitsExceeded", "too many calls that wait for their answer")
         task = asyncio.create_task(self._answer(message))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        pending.add(task)
+        task.add_done_callback(lambda task: self._answered(sender, task))
         return True
+
+    def _answered(self, sender: str, task: asyncio.Task[None]) -> None:
+        for table in (self._pending, self._tied):
+            found = table.get(sender, set())
+            found.discard(task)
+            if not found:
+                table.pop(sender, None)
+        if sender not in self._tied and sender not in self._operations.subscribers and self._peers.watches(sender):
+            self._unwatch(sender)
+
+    def _unwatch(self, sender: str) -> None:
+        task = asyncio.create_task(self._peers.unwatch(sender))
+        self._unwatching.add(task)
+        task.add_done_callback(self._unwatching.discard)
 
     async def _answer(self, message: Message) -> None:
         try:
@@ -277,7 +115,7 @@ class Api:
         except Exception:
             logger.exception("%s.%s", message.interface, message.member)
             reply = Message.new_error(message, _FAILED, "the agent met a fault of its own: journalctl -u cleat")
-        if not message.flags & 1:
+        if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
             self._bus.send(reply)
 
     async def _reply(self, message: Message) -> Message:
@@ -286,6 +124,8 @@ class Api:
             return Message.new_method_return(message, "s", [self._introspect(path)])
         if interface == bus_object.PEER and member == "Ping":
             return Message.new_method_return(message)
+        if interface == bus_object.PEER and member == "GetMachineId":
+            return Message.new_method_return(message, "s", [_machine_id()])
         if interface == bus_object.OBJECT_MANAGER and member == "GetManagedObjects" and path == PATH:
             return Message.new_method_return(message, "a{oa{sa{sv}}}", [self._managed_objects()])
         if interface == bus_object.PROPERTIES:
@@ -296,9 +136,7 @@ class Api:
             name = decode_path(path.removeprefix(CONTAINERS))
             extra = [False] if member == "Inspect" else []
             return await self._call(message, self._container[member], [name], extra)
-        return Message.new_error(
-            message, "org.freedesktop.DBus.Error.UnknownMethod", f"no method {interface}.{member} at {path}"
-        )
+        return Message.new_error(message, _ERROR + "UnknownMethod", f"no method {interface}.{member} at {path}")
 
     async def _call(
         self, message: Message, method: Method, leading: list[Any], trailing: list[Any] | None = None
@@ -309,36 +147,53 @@ class Api:
                 hint="busctl introspect",
             )
         if method.access is not Access.READ:
-            await self._polkit.require(message, method.access.value)
+            name = str(leading[0]) if leading else named(method, message.body)
+            await self._polkit.require(message, method.access.value, name)
+        if method.name in {"Wait", "Subscribe", "ExecWait"}:
+            await self._tie(message.sender or "", method)
         result = await method.call(message.sender, *leading, *message.body, *(trailing or ()))
         body = [] if not method.outputs else list(result) if len(method.outputs) > 1 else [result]
         return Message.new_method_return(message, method.reply_signature, body)
 
+    async def _tie(self, sender: str, method: Method) -> None:
+        """What is done for a client that only listens ends when it leaves the bus."""
+        task = asyncio.current_task()
+        if method.name != "Subscribe" and task is not None:
+            self._tied.setdefault(sender, set()).add(task)
+        await self._peers.watch(sender, lambda: self._left(sender))
+        if method.name == "Subscribe" and not self._operations.subscribers:
+            self._known = {n: property_values(s.status()) for n, s in self._agent.supervisors.items()}
+
+    def _left(self, sender: str) -> None:
+        self._operations.subscribers.discard(sender)
+        for task in self._tied.pop(sender, ()):
+            task.cancel()
+        self._unwatch(sender)
+
     def _property_call(self, message: Message) -> Message:
-        path = message.path or ""
-        if not path.startswith(CONTAINERS):
-            if message.member == "GetAll":
-                return Message.new_method_return(message, "a{sv}", [{}])
-            return Message.new_error(
-                message, "org.freedesktop.DBus.Error.UnknownProperty", "there are no properties here"
-            )
-        values = property_values(self._supervisor(path).status())
-        if message.member == "GetAll" and message.signature == "s":
-            return Message.new_method_return(message, "a{sv}", [values if message.body[0] in {CONTAINER, ""} else {}])
-        if message.member == "Get" and message.signature == "ss" and message.body[1] in values:
-            return Message.new_method_return(message, "v", [values[message.body[1]]])
-        if message.member == "Set":
-            return Message.new_error(
-                message, "org.freedesktop.DBus.Error.PropertyReadOnly", "all properties are read-only"
-            )
-        return Message.new_error(message, "org.freedesktop.DBus.Error.UnknownProperty", "no such property")
+        path, member = message.path or "", message.member
+        if path == PATH:
+            interface, values = MANAGER, {p.name: Variant(p.signature, p.get(None)) for p in MANAGER_PROPERTIES}
+        elif path.startswith(CONTAINERS):
+            interface, values = CONTAINER, property_values(self._supervisor(path).status())
+        else:
+            interface, values = "", {}
+        if member == "GetAll" and message.signature == "s":
+            return Message.new_method_return(message, "a{sv}", [values if message.body[0] in {interface, ""} else {}])
+        if member == "Get" and message.signature == "ss":
+            if message.body[0] in {interface, ""} and message.body[1] in values:
+                return Message.new_method_return(message, "v", [values[message.body[1]]])
+            return Message.new_error(message, _ERROR + "UnknownProperty", f"no property {'.'.join(message.body)}")
+        if member == "Set":
+            return Message.new_error(message, _ERROR + "PropertyReadOnly", "all properties are read-only")
+        return Message.new_error(message, _ERROR + "UnknownMethod", f"no method {member}({message.signature})")
 
     def _supervisor(self, path: str) -> Supervisor:
-        return self._agent.supervisor(decode_path(path.removeprefix(CONTAINERS)))
+        return self._agent.present(decode_path(path.removeprefix(CONTAINERS)))
 
     def _introspect(self, path: str) -> str:
         if path == PATH:
-            manager = bus_object.interface_xml(MANAGER, tuple(self._manager.values()))
+            manager = bus_object.interface_xml(MANAGER, tuple(self._manager.values()), MANAGER_PROPERTIES)
             return bus_object.node_xml([manager], ["container"], is_manager=True)
         if path == CONTAINERS.rstrip("/"):
             return bus_object.node_xml(children=[encode_path(name) for name in sorted(self._agent.supervisors)])
@@ -408,5 +263,5 @@ class Api:
         )
 
 
-def encode_statuses(statuses: list[Status]) -> str:
-    return msgspec.json.encode(statuses).decode()
+def _machine_id() -> str:
+    return Path("/etc/machine-id").read_text().strip()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -13,14 +14,16 @@ from contextlib import suppress
 
 from agent import paths as all_paths
 from agent.container.host import Host
-from agent.container.listening import is_ours
 from agent.container.scope import CONTAINERS_TARGET
 from agent.container.supervisor import Supervisor
 from agent.daemon.agent import Agent
-from agent.daemon.api import NAME, Api
+from agent.daemon.api import Api
 from agent.daemon.handles import Handles
+from agent.daemon.interface import NAME
+from agent.daemon.metrics import Metrics
 from agent.daemon.operations import Operations
 from agent.daemon.polkit import Polkit
+from agent.daemon.watching import Watch
 from agent.definition.agent_config import load_config
 from agent.definition.load import Loader
 from agent.errors import CleatError
@@ -51,11 +54,15 @@ class App:
         self.fd_store = FdStore(self.notify, take_listen_fds())
         self.host = Host(self.paths, self.config, self.scopes, self.fd_store)
         self.agent = Agent(self.host, Loader(self.paths, self.config))
+        self.scopes.on_stop_queued = self.agent.stop_queued
         self.handles = Handles(self.bus, self.agent)
         self.operations = Operations(self.agent, self.handles, self.bus.peer_uid)
         self.api = Api(self.bus, self.agent, self.operations, Polkit(self.bus, os.geteuid()))
         self.agent.on_change.append(self._status_changed)
         self.agent.on_removed.append(self.handles.removed)
+        self.agent.before_kill = self.handles.before_kill
+        self.metrics = Metrics(self.agent, self.paths.runtime / "metrics", self.config.metrics.listen)
+        self.watch = Watch(self.paths.definition_folders, self._reload_by_itself) if self.config.watch else None
         self._ended = asyncio.Event()
         self._status_due = False
         self._last_status = ""
@@ -69,11 +76,12 @@ class App:
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. Raises CleatError when the agent cannot even begin."""
         self._make_folders()
-        await self.bus.connect()
-        await self.scopes.subscribe()
-        self.host.cgroup_root = await self.scopes.manager_cgroup()
         self._watch_signals()
-        adopted = await self.agent.adopt()
+        async with self.notify.more_time():
+            await self.bus.connect()
+            await self.scopes.subscribe()
+            self.host.cgroup_root = await self.scopes.manager_cgroup()
+            adopted = await self.agent.adopt()
         self.operations.sessions.adopt(self.agent.supervisors.values())
         await self.bus.request_name(NAME)
         for problem in self.config_problems:
@@ -82,19 +90,28 @@ class App:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in (self.bus.run(), self._watchdog())]
             first = group.create_task(self._reconcile())
-            await self._launched(first)
+            # Until then a definition may still want what was left in the store.
+            first.add_done_callback(lambda task: None if task.cancelled() else self.fd_store.close_rest())
+            async with self.notify.more_time():
+                await self._launched(first)
             self.notify.ready(self._summary())
-            self.fd_store.close_rest(is_ours)
             await self._start_target()
             if os.geteuid() == 0:
                 tasks.append(group.create_task(self.handles.run()))
+            await self.metrics.start()
+            if self.watch is not None:
+                self.watch.start()
             await self._ended.wait()
             self.notify.stopping("leaving the containers as they are")
+            self.metrics.close()
+            if self.watch is not None:
+                self.watch.close()
             first.cancel()
             for task in tasks:
                 task.cancel()
         await self.operations.sessions.leave()
-        await self.agent.leave()
+        async with self.notify.more_time():
+            await self.agent.leave()
         self.bus.close()
         journal.send(journal.Event.AGENT_STOPPING, "cleat stopped, its containers run on")
 
@@ -137,6 +154,12 @@ class App:
         self._reload_tasks.add(task)
         task.add_done_callback(self._reload_tasks.discard)
 
+    def _reload_by_itself(self) -> None:
+        """A definition has changed. systemd did not ask, so it is only told the new status."""
+        task = asyncio.create_task(self._reconcile())
+        self._reload_tasks.add(task)
+        task.add_done_callback(self._reload_tasks.discard)
+
     async def _launched(self, first: asyncio.Task[None]) -> None:
         """Wait until the first plan is carried out so far that nothing is being launched: readiness may take long."""
         waits = {asyncio.create_task(event.wait()) for event in (self.agent.idle, self._ended)}
@@ -146,7 +169,8 @@ class App:
 
     async def _reconcile(self, *, announce: bool = False) -> None:
         try:
-            actions = await self.agent.reconcile()
+            async with self.notify.more_time():
+                actions = await self.agent.reconcile()
             if announce:
                 journal.send(journal.Event.AGENT_RELOADED, f"definitions read, {len(actions)} actions")
         except CleatError as e:
@@ -184,11 +208,17 @@ class App:
     async def _bus_back(self) -> None:
         await self.scopes.subscribe()
         await self.agent.watch_stops()
+        await self.handles.take_stock()
         journal.send(journal.Event.BUS_BACK, "connected to the D-Bus broker again")
 
 
 async def _main() -> None:
-    await App().run()
+    app = App()
+    try:
+        await app.run()
+    except CleatError as e:
+        app.notify.errno(getattr(e.__cause__, "errno", None) or errno.EIO, str(e))
+        raise
 
 
 def main() -> int:
@@ -205,6 +235,10 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as e:
+        logger.exception("the agent met a fault of its own")
+        journal.send(journal.Event.AGENT_FAILED, f"the agent ends: {e}; systemd starts it again, containers run on")
+        return 1
     return 0
 
 

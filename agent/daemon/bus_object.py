@@ -6,7 +6,7 @@ Method calls are dispatched on the message itself, so a thousand containers cost
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -49,6 +49,8 @@ class Method(msgspec.Struct, frozen=True):
 
 
 class Property(msgspec.Struct, frozen=True):
+    """`get` takes the object's status; a property that does not emit its change never changes."""
+
     name: str
     signature: str
     help: str
@@ -71,7 +73,7 @@ def _method_xml(method: Method) -> str:
 
 
 def _property_xml(prop: Property) -> str:
-    change = "true" if prop.emits_change else "false"
+    change = "true" if prop.emits_change else "const"
     return (
         f'    <property name={quoteattr(prop.name)} type={quoteattr(prop.signature)} access="read">\n'
         + _documentation(prop.help, "      ")
@@ -84,12 +86,9 @@ def interface_xml(
     name: str,
     methods: Sequence[Method],
     properties: Sequence[Property] = (),
-    signals: Mapping[str, str] | None = None,
 ) -> str:
-    """One <interface> element. `signals` maps names to signatures."""
+    """One <interface> element."""
     body = "".join(map(_method_xml, methods)) + "".join(map(_property_xml, properties))
-    for signal, signature in (signals or {}).items():
-        body += f'    <signal name="{signal}"><arg type="{signature}"/></signal>\n'
     return f'  <interface name="{name}">\n{body}  </interface>\n'
 
 
@@ -105,15 +104,16 @@ _STANDARD = """\
       <arg name="properties" type="a{sv}" direction="out"/></method>
     <method name="Set"><arg name="interface" type="s" direction="in"/><arg name="property" type="s" direction="in"/>
       <arg name="value" type="v" direction="in"/></method>
-    <signal name="PropertiesChanged"><arg type="s"/><arg type="a{sv}"/><arg type="as"/></signal>
+    <signal name="PropertiesChanged"><arg name="interface" type="s"/>
+      <arg name="changed" type="a{sv}"/><arg name="invalidated" type="as"/></signal>
   </interface>
 """
 
 _MANAGER = """\
   <interface name="org.freedesktop.DBus.ObjectManager">
     <method name="GetManagedObjects"><arg name="objects" type="a{oa{sa{sv}}}" direction="out"/></method>
-    <signal name="InterfacesAdded"><arg type="o"/><arg type="a{sa{sv}}"/></signal>
-    <signal name="InterfacesRemoved"><arg type="o"/><arg type="as"/></signal>
+    <signal name="InterfacesAdded"><arg name="object" type="o"/><arg name="interfaces" type="a{sa{sv}}"/></signal>
+    <signal name="InterfacesRemoved"><arg name="object" type="o"/><arg name="interfaces" type="as"/></signal>
   </interface>
 """
 

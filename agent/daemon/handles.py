@@ -6,19 +6,32 @@ the agent speaks to PID 1 for it: MAINPID= is conmon in its foreign scope, READY
 Once the client is gone, conmon is the process whose credentials the agent uses (root may put any pid into
 SCM_CREDENTIALS, unix(7)). When conmon ends, PID 1 sees its exit status, which is the payload's.
 
-A container that came up by other means gets its handle started afterwards, one at a time, when nothing is being
-launched: a handle costs a bus client's run, and that shall not delay containers.
+A container that came up by other means, or waits to be restarted, gets its handle started by the agent (`follow`), when
+nothing is being launched: a handle costs a bus client's run, and that shall not delay containers. Such a start never
+starts a container; it only joins in.
+
+What systemd does by itself and has to be told apart here: a unit whose main process ended well runs its ExecStop=
+(service.c, service_enter_running()), which must not stop a container that is about to be restarted; `systemctl stop` of
+a unit that is still starting runs no ExecStop= but ends the client; at shutdown the scopes are stopped in their order,
+the handles in none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import signal
 from collections import OrderedDict
+from collections.abc import Coroutine
+from typing import Any
 
+from agent import process
 from agent.container.supervisor import Supervisor
 from agent.daemon.agent import Agent
-from agent.errors import CleatError
+from agent.daemon.peers import Peers
+from agent.errors import CleatError, InvalidState, RuntimeFailed
+from agent.process import ProcessRef
 from agent.status import State, Status
 from agent.systemd.bus import Bus
 from agent.systemd.notify import send_as
@@ -27,6 +40,10 @@ from agent.systemd.text import one_line
 logger = logging.getLogger(__name__)
 
 _STOP_MARGIN_SEC = 20.0
+_JOB_SEC = 90.0
+_SHOWN_IN = frozenset({State.RUNNING, State.PAUSED, State.BACKOFF})
+# Its parent ends at once, so it is PID 1's child like conmon, and PID 1 sees its end.
+_STAND_IN = "sleep 120 >/dev/null 2>&1 & echo $!"
 
 
 def handle_name(name: str) -> str:
@@ -37,45 +54,152 @@ def container_name(unit: str) -> str:
     return unit.removeprefix("cleat@").removesuffix(".service")
 
 
+class Handle:
+    """What the agent knows of one unit.
+
+    `shown` is the conmon that is its main process, `text` its status text, `waiting` the clients of its ExecStart=.
+    `joining` is set while a start job of the agent's own is on its way; `called` when that has reached StartHandle().
+    `restart_too` are containers that a restart has stopped before this one; `stand_in` is the main process instead of a
+    conmon that is being killed.
+    """
+
+    def __init__(self) -> None:
+        self.shown = 0
+        self.text: str | None = None
+        self.waiting: set[int] = set()
+        self.joining = False
+        self.called = asyncio.Event()
+        self.changed = asyncio.Event()
+        self.restart_too: list[str] = []
+        self.stand_in: ProcessRef | None = None
+
+    def tell(self, pid: int, text: str) -> None:
+        """STATUS= as process `pid`, when it is news."""
+        if text != self.text:
+            self.text = text
+            send_as(pid, f"STATUS={text}")
+
+
 class Handles:
-    """Follows each container with its handle. `is_idle()` says when there is time for handles."""
+    """Follows each container with its handle."""
 
     def __init__(self, bus: Bus, agent: Agent) -> None:
         self._bus = bus
         self._agent = agent
-        self._shown: dict[str, int] = {}
-        self._texts: dict[str, str] = {}
-        self._waiting: dict[str, set[int]] = {}
+        self._peers = Peers(bus)
+        self._handles: dict[str, Handle] = {}
         self._due: OrderedDict[str, None] = OrderedDict()
         self._wake = asyncio.Event()
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._epoch = 0
+        """Counts connections to the bus: the clients of an earlier one are gone."""
+
+    def _handle(self, name: str) -> Handle:
+        return self._handles.setdefault(name, Handle())
 
     # Calls of the unit's own commands
 
     async def start(self, caller: str, name: str) -> None:
         """For ExecStart=: start the container, tell systemd its main process and, when it is ready, so."""
         pid = await self._bus.peer_pid(caller)
-        self._waiting.setdefault(name, set()).add(pid)
+        handle = self._handle(name)
+        joins, handle.joining = handle.joining, False
+        handle.called.set()
+        handle.waiting.add(pid)
+        handle.shown, handle.text = 0, None
+        epoch = self._epoch
+        known = self._agent.supervisors.get(name)
+        if joins and known is not None and not known.ready:
+            handle.tell(pid, _progress(known.status()))
         try:
-            await self._agent.start_with_needs(name)
+            await self._while_there(caller, name, self._join(name) if joins else self._start(name))
+            if epoch != self._epoch:
+                raise InvalidState("the bus went away", container=name)
         except CleatError as e:
             send_as(pid, f"STATUS={one_line(e.detail)}")
             raise
         finally:
-            self._waiting[name].discard(pid)
-        status = self._agent.supervisor(name).status()
+            handle.waiting.discard(pid)
+            self._follow_again(name)
+        self._show(handle, pid, self._agent.supervisor(name).status())
+
+    def _follow_again(self, name: str) -> None:
+        """Its unit fails now; when the agent tries on, so does the unit."""
+        supervisor = self._agent.supervisors.get(name)
+        if supervisor is None:
+            self._handles.pop(name, None)
+        elif not supervisor.ready:
+            self._consider(supervisor)
+
+    def _show(self, handle: Handle, pid: int, status: Status) -> None:
+        """READY=1, with conmon as the main process; a container that has ended well has none to show."""
+        handle.text = _text(status)
+        main = []
         if status.conmon_pid:
-            self._shown[name] = status.conmon_pid
-            send_as(pid, f"MAINPID={status.conmon_pid}\nREADY=1\nSTATUS={_text(status)}")
-        else:
-            # A oneshot that has ended well: there is no process to show.
-            send_as(pid, f"READY=1\nSTATUS={_text(status)}")
+            handle.shown = status.conmon_pid
+            main = [f"MAINPID={status.conmon_pid}"]
+        send_as(pid, "\n".join([*main, "READY=1", f"STATUS={handle.text}"]))
+
+    async def _start(self, name: str) -> None:
+        handle = self._handle(name)
+        await self._agent.start_with_needs(name)
+        again, handle.restart_too = handle.restart_too, []
+        await self._agent.start_others(again)
+
+    async def _join(self, name: str) -> None:
+        """Wait as long as the container is on its way to be ready, over restarts too. Raises why it is not."""
+        handle, supervisor = self._handle(name), self._agent.supervisor(name)
+        while supervisor.is_active and not (supervisor.ready and supervisor.running is not None):
+            handle.changed.clear()
+            await handle.changed.wait()
+        if supervisor.state is State.FAILED:
+            raise RuntimeFailed(supervisor.status().error or "failed", container=name)
+
+    async def _while_there(self, caller: str, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work; when the client goes meanwhile, `systemctl stop` has cancelled the start: stop the container."""
+        task = asyncio.create_task(work)
+        # What is ready already needs no watching.
+        await asyncio.sleep(0)
+        left = asyncio.Event()
+        gone = asyncio.create_task(left.wait())
+        try:
+            if not task.done():
+                await self._peers.watch(caller, left.set)
+                await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+                return
+        except InvalidState:
+            if task.done():
+                raise
+        finally:
+            await self._peers.unwatch(caller)
+            gone.cancel()
+            task.cancel()
+        await self._cancelled(name)
+
+    async def _cancelled(self, name: str) -> None:
+        # At shutdown the scopes are stopped in their order.
+        if not await self._agent.host.scopes.is_shutting_down():
+            await self._agent.stop_with_dependents(name, None)
+        raise InvalidState("its start was cancelled", container=name)
 
     async def stop(self, caller: str, name: str) -> None:
         """For ExecStop=: stop the container; systemd is asked for as much time as that may take."""
-        supervisor = self._agent.supervisor(name)
-        pid = await self._bus.peer_pid(caller)
-        needed = supervisor.definition.container.service.timeout_stop_sec + _STOP_MARGIN_SEC
-        send_as(pid, f"EXTEND_TIMEOUT_USEC={int(needed * 1e6)}")
+        supervisor, scopes, unit = self._agent.supervisor(name), self._agent.host.scopes, handle_name(name)
+        if not await scopes.main_pid(unit):
+            # It has ended by itself, and may be about to restart.
+            return
+        first = [name, *self._agent.followers(name)]
+        needed = sum(self._agent.supervisors[n].definition.container.service.timeout_stop_sec for n in first)
+        if math.isfinite(needed):
+            extension = int((needed + _STOP_MARGIN_SEC) * 1e6)
+            send_as(await self._bus.peer_pid(caller), f"EXTEND_TIMEOUT_USEC={extension}")
+        if supervisor.running is not None and supervisor.running.unit and await scopes.is_shutting_down():
+            await supervisor.stopped()
+            return
+        if await scopes.job_type(unit) == "restart":
+            self._handle(name).restart_too = self._agent.dependents(name)
         await self._agent.stop_with_dependents(name, None)
 
     async def reload(self, caller: str, name: str) -> None:
@@ -85,63 +209,125 @@ class Handles:
 
     def changed(self, supervisor: Supervisor) -> None:
         """Pass on what a container's status says: progress to who waits, its text to the unit, a start to the queue."""
-        status = supervisor.status()
-        for pid in self._waiting.get(status.name, ()):
+        name, status = supervisor.name, supervisor.status()
+        handle = self._handles.get(name)
+        if handle is not None:
+            handle.changed.set()
             if not status.ready:
-                send_as(pid, f"STATUS={_text(status)}")
-        if status.state is not State.RUNNING or not status.ready:
-            return
-        if self._shown.get(status.name) == status.conmon_pid:
-            self._show_text(status)
-        elif status.name not in self._due and not self._waiting.get(status.name):
-            self._due[status.name] = None
+                for pid in handle.waiting:
+                    handle.tell(pid, _progress(status))
+            if handle.shown and handle.shown == status.conmon_pid:
+                handle.tell(handle.shown, _text(status))
+            elif handle.stand_in is not None and not status.conmon_pid:
+                handle.stand_in.send_signal(signal.SIGTERM)
+                handle.stand_in = None
+        self._consider(supervisor)
+
+    def _consider(self, supervisor: Supervisor) -> None:
+        if self._is_due(supervisor) and supervisor.name not in self._due:
+            self._due[supervisor.name] = None
             self._wake.set()
 
-    def _show_text(self, status: Status) -> None:
-        text = _text(status)
-        if self._texts.get(status.name) != text:
-            self._texts[status.name] = text
-            send_as(status.conmon_pid, f"STATUS={text}")
+    def _is_due(self, supervisor: Supervisor) -> bool:
+        """Whether a container is up, or will be again, and its unit does not know."""
+        if supervisor.state not in _SHOWN_IN or not supervisor.is_active:
+            return False
+        handle = self._handles.get(supervisor.name)
+        if handle is None:
+            return True
+        is_shown = supervisor.running is not None and handle.shown == supervisor.running.conmon.pid
+        return not (is_shown or handle.waiting or handle.joining)
 
     def removed(self, name: str) -> None:
-        for table in (self._shown, self._texts, self._due, self._waiting):
-            table.pop(name, None)
+        self._handles.pop(name, None)
+        self._due.pop(name, None)
+
+    async def before_kill(self, supervisor: Supervisor) -> None:
+        """A stop that somebody asked for ends with SIGKILL. That is no failure of the unit: let its main process be
+        one that ends well.
+        """
+        handle = self._handles.get(supervisor.name)
+        if handle is None or supervisor.running is None or handle.shown != supervisor.running.conmon.pid:
+            return
+        result = await process.run(["/bin/sh", "-c", _STAND_IN], timeout=2.0)
+        stand_in = ProcessRef.of(int(result.stdout)) if result.stdout.strip().isdigit() else None
+        if stand_in is not None and send_as(handle.shown, f"MAINPID={stand_in.pid}"):
+            handle.stand_in, handle.shown = stand_in, 0
 
     async def run(self) -> None:
         """Start the handles that are due, while the agent lives."""
-        await self._take_stock()
+        await self.take_stock()
         while True:
             await self._wake.wait()
             self._wake.clear()
             while self._due:
                 await self._agent.idle.wait()
-                name, _ = self._due.popitem(last=False)
-                await self._follow_up(name)
+                if self._due:
+                    await self._follow(self._due.popitem(last=False)[0])
 
-    async def _take_stock(self) -> None:
-        """Handles that are active already belong to containers that were taken over."""
+    async def take_stock(self) -> None:
+        """See which units are active: they belong to containers that were taken over; those of all others are due."""
+        self._epoch += 1
+        await self._peers.forget_all()
         try:
             units = await self._agent.host.scopes.list(["cleat@*.service"])
         except CleatError as e:
             logger.debug("%s", e)
             return
-        for unit in units:
-            supervisor = self._agent.supervisors.get(container_name(unit.name))
-            if unit.active_state in {"active", "reloading"} and supervisor is not None:
-                self._shown[supervisor.name] = supervisor.status().conmon_pid
-                self._due.pop(supervisor.name, None)
+        active = {container_name(u.name) for u in units if u.active_state in {"active", "reloading", "deactivating"}}
+        for name, supervisor in self._agent.supervisors.items():
+            if name in active:
+                self._handle(name).shown = supervisor.status().conmon_pid
+            elif name in self._handles:
+                self._handles[name].shown = 0
+                self._handles[name].waiting.clear()
+            self._consider(supervisor)
 
-    async def _follow_up(self, name: str) -> None:
+    async def _follow(self, name: str) -> None:
+        """Have the unit started, and go on as soon as its client is here: it may wait for long."""
         supervisor = self._agent.supervisors.get(name)
-        if supervisor is None or not supervisor.ready or self._shown.get(name) == supervisor.status().conmon_pid:
+        if supervisor is None or not self._is_due(supervisor):
             return
+        handle = self._handle(name)
+        handle.joining = True
+        handle.called.clear()
+        job = asyncio.create_task(self._start_unit(name, handle))
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        called = asyncio.create_task(handle.called.wait())
         try:
-            await self._agent.host.scopes.start_unit(handle_name(name), wait=True)
+            await asyncio.wait({job, called}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            called.cancel()
+
+    async def _start_unit(self, name: str, handle: Handle) -> None:
+        """Twice, because the first job may merge with one that is about to fail."""
+        scopes, unit = self._agent.host.scopes, handle_name(name)
+        try:
+            for _ in range(2):
+                try:
+                    await scopes.start_unit(unit, wait=True, deadline=_JOB_SEC)
+                except CleatError as e:
+                    logger.debug("%s: %s", unit, e)
+                if handle.called.is_set():
+                    return
+            # Nobody came, so it was active all the time, or cannot be started (masked).
+            handle.shown = await scopes.main_pid(unit)
         except CleatError as e:
-            logger.debug("%s: %s", handle_name(name), e)
+            logger.debug("%s: %s", unit, e)
+        finally:
+            if not handle.called.is_set():
+                handle.joining = False
 
 
 def _text(status: Status) -> str:
-    """One line for `systemctl status`: the payload's own words, else the state."""
-    text = status.status_text or ("unhealthy" if status.health == "unhealthy" else str(status.state))
-    return one_line(text)
+    """One line for `systemctl status`: the payload's own words, else what is not plain from the unit's state."""
+    text = status.status_text or ("unhealthy" if status.health == "unhealthy" else "")
+    return one_line(text or (str(status.state) if status.state is State.PAUSED else ""))
+
+
+def _progress(status: Status) -> str:
+    """The same while the unit is starting."""
+    if status.state is State.BACKOFF:
+        return one_line(f"waits to be restarted: {status.error or f'exit code {status.exit_code}'}")
+    return one_line(status.status_text or str(status.state))

@@ -65,7 +65,7 @@ class Operations:
         self.agent.supervisor(name).kill(signum, everyone=everyone)
 
     async def wait(self, caller: str, name: str) -> int:
-        return await self.agent.supervisor(name).wait()
+        return await self.agent.present(name).wait()
 
     async def inspect(self, caller: str, name: str, with_spec: bool) -> str:  # noqa: FBT001 a bus argument
         supervisor = self.agent.supervisor(name)
@@ -112,7 +112,7 @@ class Operations:
     async def stats(self, caller: str, names: list[str]) -> str:
         """Of the named containers, which must run, or of all that do."""
         if names:
-            chosen = [(name, self._running(self.agent.supervisor(name), "measure")) for name in names]
+            chosen = [(name, self._running(self.agent.present(name), "measure")) for name in names]
         else:
             every = sorted(self.agent.supervisors.items())
             chosen = [(name, s.running) for name, s in every if s.running is not None and s.state.is_up]

@@ -23,14 +23,18 @@ class Polkit:
         self._bus = bus
         self._own_uid = own_uid
 
-    async def require(self, message: Message, action: str) -> None:
-        """Raises AccessDenied when the sender may not do `action`."""
+    async def require(self, message: Message, action: str, container: str = "") -> None:
+        """Raises AccessDenied when the sender may not do `action`.
+
+        Rules see the method as `method` and the container as `container` (polkit(8), action.lookup()).
+        """
         sender = message.sender or ""
         uid = await self._bus.peer_uid(sender)
         if uid in {0, self._own_uid}:
             return
         interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
         subject = ["system-bus-name", {"name": Variant("s", sender)}]
+        details = {"method": message.member or "", **({"container": container} if container else {})}
         flags = _ALLOW_INTERACTION if interactive else 0
         try:
             (answer,) = await self._bus.call(
@@ -39,7 +43,7 @@ class Polkit:
                 _INTERFACE,
                 "CheckAuthorization",
                 "(sa{sv})sa{ss}us",
-                [subject, action, {}, flags, ""],
+                [subject, action, details, flags, ""],
                 timeout=_TIMEOUT,
             )
         except CleatError as e:

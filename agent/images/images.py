@@ -74,7 +74,7 @@ class Images:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._store = Store(paths.images)
-        self._works: dict[tuple[str, str], _Work] = {}
+        self._works: dict[tuple[str, ...], _Work] = {}
         self._slots = asyncio.Semaphore(_PARALLEL)
 
     def find(self, container: Container) -> Image | None:
@@ -110,7 +110,7 @@ class Images:
     # One fetch for all who want it
 
     async def _together(self, container: Container, wanted: Reference, fetch: Fetch, progress: Progress) -> Image:
-        key = str(wanted), f"{fetch} {container.pull}"
+        key = _key(wanted, container.pull, fetch)
         work = self._works.get(key)
         if work is None:
             work = self._works[key] = _Work()
@@ -125,6 +125,9 @@ class Images:
         try:
             return await asyncio.shield(task)
         except CleatError as e:
+            found = self._store.image(str(wanted))
+            if found is not None and fetch is Fetch.PREFER:
+                return found
             raise _named(e, container.name) from e
         finally:
             work.listeners.remove(progress)
@@ -134,7 +137,7 @@ class Images:
                 task.cancel()
                 await asyncio.wait({task})
 
-    def _forget(self, key: tuple[str, str], work: _Work) -> None:
+    def _forget(self, key: tuple[str, ...], work: _Work) -> None:
         if self._works.get(key) is work:
             del self._works[key]
         if work.task is not None and work.task.done() and not work.task.cancelled():
@@ -197,17 +200,9 @@ class Images:
         return self._found(wanted, manifest)
 
     async def _copy(self, wanted: Reference, pull: Pull, remote: str, tell: Progress, name: str) -> Image:
-        tell(f"pulling {wanted}")
+        journal.send(journal.Event.PULLING, f"fetching {wanted}", container=name, IMAGE=str(wanted))
         began = time.monotonic()
-        work = self._store.work_folder()
-        try:
-            argv = skopeo.copy_arguments(wanted, pull, work / "layout", self._store.blobs, work)
-            await skopeo.copy(argv, wanted, pull, tell)
-            manifest = self._store.layout_manifest(work / "layout")
-        finally:
-            await asyncio.shield(unpack.remove(work))
-        tell(f"unpacking {wanted}")
-        await unpack.unpack(self._store, wanted, manifest)
+        manifest = await self._copy_and_unpack(wanted, pull, tell)
         entry = Held(digest=manifest.digest, remote_digest=remote, fetched_at=time.time(), size=manifest.size)
         self._store.change(lambda held: held.update({str(wanted): entry}))
         journal.send(
@@ -218,6 +213,30 @@ class Images:
             IMAGE_DIGEST=manifest.digest,
         )
         return self._found(wanted, manifest)
+
+    async def _copy_and_unpack(self, wanted: Reference, pull: Pull, tell: Progress) -> Manifest:
+        manifest = await self._copy_once(wanted, pull, tell)
+        try:
+            await unpack.unpack(self._store, wanted, manifest)
+        except PullFailed:
+            if self._store.is_complete(manifest):
+                raise
+            # A layer that was here before turned out to be damaged, and was dropped: this time it comes whole.
+            manifest = await self._copy_once(wanted, pull, tell)
+            await unpack.unpack(self._store, wanted, manifest)
+        return manifest
+
+    async def _copy_once(self, wanted: Reference, pull: Pull, tell: Progress) -> Manifest:
+        tell(f"pulling {wanted}")
+        work = self._store.work_folder()
+        try:
+            argv = skopeo.copy_arguments(wanted, pull, work / "layout", self._store.blobs, work)
+            await skopeo.copy(argv, wanted, pull, tell)
+            manifest = self._store.layout_manifest(work / "layout")
+        finally:
+            await asyncio.shield(unpack.remove(work))
+        tell(f"unpacking {wanted}")
+        return manifest
 
     def _found(self, wanted: Reference, manifest: Manifest) -> Image:
         found = self._store.unpacked(str(wanted), manifest.digest)
@@ -317,6 +336,11 @@ async def _disk_usage(paths: list[Path]) -> int:
     result = await process.run(argv, stdin=text, timeout=_DU_TIMEOUT, limit=8 << 20)
     last = result.stdout.strip().rpartition(b"\n")[2].split(b"\t")[0]
     return int(last) if last.isdigit() else 0
+
+
+def _key(wanted: Reference, pull: Pull, fetch: Fetch) -> tuple[str, ...]:
+    """Whose fetches are one and the same: the image, how it is reached, and whether the registry is asked at all."""
+    return str(wanted), pull.auth_file, pull.cert_dir, str(pull.tls_verify), str(fetch is Fetch.NOTHING)
 
 
 def _reference(container: Container) -> Reference:

@@ -203,6 +203,9 @@ class Store:
             raise PullFailed("skopeo did not write an image", why=str(e)[:200], hint="check skopeo's version") from e
         return self.manifest(digest)
 
+    def is_complete(self, manifest: Manifest) -> bool:
+        return all(self.blob_path(blob).exists() for blob in manifest.blobs)
+
     def drop_blobs(self, digests: list[str]) -> None:
         for digest in digests:
             with suppress(OSError):

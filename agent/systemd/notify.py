@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from agent.errors import DeadlineExceeded, InvalidArgument
@@ -19,12 +20,13 @@ from agent.systemd.notification import MESSAGE_MAX, is_fd_name
 from agent.systemd.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping, Sequence
+    from collections.abc import AsyncIterator, MutableMapping, Sequence
 
 logger = logging.getLogger(__name__)
 
 SYSTEM_MANAGER = "/run/systemd/notify"
 _PATIENCE = 0.2
+_MORE_TIME_SEC = 5.0
 
 
 def fd_name(name: str) -> str:
@@ -131,6 +133,20 @@ class AgentNotify:
         it is over.
         """
         return self.send(f"EXTEND_TIMEOUT_USEC={usec}")
+
+    @asynccontextmanager
+    async def more_time(self) -> AsyncIterator[None]:
+        """Within this block the manager's patience does not end while the event loop turns (EXTEND_TIMEOUT_USEC=)."""
+        task = asyncio.create_task(self._ask_for_time())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _ask_for_time(self) -> None:
+        while True:
+            await asyncio.sleep(_MORE_TIME_SEC)
+            self.extend_timeout(int(3 * _MORE_TIME_SEC * 1e6))
 
     def errno(self, number: int, status: str = "") -> bool:
         """Why the agent fails, as an errno number."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 SOCKET_NAME = "notify.sock"
 _PER_TURN = 16
 _PER_SECOND = 500
+_DRAIN_MAX = 1024
 _QUIET_SEC = 10.0
 _INT = array.array("i").itemsize
 _UCRED = struct.Struct("3i")
@@ -97,6 +98,12 @@ class NotifySocket:
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
+
+    def drain(self) -> None:
+        """Take what waits now, before the end of its sender is acted on: as systemd reads messages before SIGCHLD."""
+        for _ in range(_DRAIN_MAX):
+            if not self._read_one():
+                return
 
     def _read(self) -> None:
         """Take a few datagrams, then let others have their turn; a flood waits in the kernel and stops its sender."""

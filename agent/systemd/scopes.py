@@ -58,6 +58,8 @@ class Scopes:
     def __init__(self, bus: Bus, *, on_stop_requested: Callable[[str], None]) -> None:
         self._bus = bus
         self._on_stop_requested = on_stop_requested
+        self.on_stop_queued = on_stop_requested
+        """The same for a stop job that waits for its turn, of a scope whose Controller was a former connection."""
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._removals: dict[str, asyncio.Event] = {}
         bus.on_signal("JobRemoved", self._job_removed)
@@ -83,7 +85,7 @@ class Scopes:
         unit = signal.body[2]
         # A scope is started once in its life, and never by somebody else: any other job for it is its stop.
         if unit.endswith(".scope") and unit not in self._jobs:
-            self._on_stop_requested(unit)
+            self.on_stop_queued(unit)
 
     def _unit_removed(self, signal: Signal) -> None:
         removed = self._removals.get(signal.body[0])
@@ -216,6 +218,29 @@ class Scopes:
             await self._manager("ResetFailedUnit", "s", unit)
         except ScopeFailed as e:
             logger.debug("%s", e)
+
+    async def _property(self, path: str, interface: str, name: str) -> Any:
+        (value,) = await self._bus.call(
+            SYSTEMD, path, "org.freedesktop.DBus.Properties", "Get", "ss", (f"{SYSTEMD}.{interface}", name)
+        )
+        return value.value
+
+    async def main_pid(self, unit: str) -> int:
+        """A service's main process as systemd sees it now, 0 for none."""
+        return int(await self._property(unit_path(unit), "Service", "MainPID"))
+
+    async def job_type(self, unit: str) -> str:
+        """The type of the unit's job (`start`, `stop`, `restart`, ...), "" when it has none."""
+        number, path = await self._property(unit_path(unit), "Unit", "Job")
+        try:
+            return str(await self._property(path, "Job", "JobType")) if number else ""
+        except CleatError:
+            # It has ended meanwhile.
+            return ""
+
+    async def is_shutting_down(self) -> bool:
+        """Whether the host is on its way down: every unit is being stopped then, in the order of the units."""
+        return bool(await self._property(_PATH, "Manager", "SystemState") == "stopping")
 
     async def manager_cgroup(self) -> str:
         """The cgroup below which this systemd keeps its slices ("" for the root), Manager's ControlGroup property."""

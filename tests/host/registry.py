@@ -88,7 +88,7 @@ class Registry:
 def definition(image: str, *lines: str, policy: str = "missing") -> str:
     """A definition that fetches without TLS and gives up at once."""
     head = "\n".join([f'image = "{image}"', *lines])
-    return f'{head}\n\n[pull]\ntls_verify = false\nretry = 0\npolicy = "{policy}"\n'
+    return f'{head}\n\n[pull]\ntls_verify = false\nretry = 0\npolicy = "{policy}"\n\n[service]\nrestart = "no"\n'
 
 
 def forget(host: Host) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.host import registry
 from tests.host.hosts import Host
-from tests.host.registry import ADDRESS, STORE, Registry, definition, make
+from tests.host.registry import ADDRESS, STORE, Entry, Registry, definition, make
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def hub(images: Host) -> Iterator[Registry]:
 
 def output(host: Host, name: str) -> str:
     entries = host.journal(f"CONTAINER_NAME={name}", "_COMM=conmon")
-    return "".join(f"{entry['MESSAGE']}\n" for entry in entries if entry["MESSAGE"])
+    return "".join(f"{str(entry['MESSAGE']).rstrip()}\n" for entry in entries)
 
 
 def ran(host: Host, name: str, toml: str) -> str:
     """Runs a oneshot to its end and returns what it printed."""
-    host.definition(name, toml + '\n[service]\ntype = "oneshot"\nrestart = "no"\n')
+    host.definition(name, toml + 'type = "oneshot"\n')
     host.reload()
     assert host.cleat("wait", name).stdout.strip().endswith("0"), host.status(name)
     return output(host, name)
@@ -105,9 +105,9 @@ def test_layers_are_applied(images: Host) -> None:
             {"name": "full/.wh..wh..opq", "text": ""},
             {"name": "full/new", "text": "x"},
             {"name": "second", "hardlink": "kept"},
-            {"name": "zero", "char": [1, 5], "mode": 0o666},
+            {"name": "mem", "char": [1, 1], "mode": 0o666},
         ],
-        Cmd=["/bin/sh", "-c", "ls /gone; ls /full; cat /second; stat -c %h /kept; head -c 1 /zero"],
+        Cmd=["/bin/sh", "-c", "ls /gone; ls /full; cat /second; stat -c %h /kept; head -c 1 /mem"],
     )
     said = ran(images, "layers", definition(source))
     assert "/gone: No such file" in said
@@ -115,7 +115,7 @@ def test_layers_are_applied(images: Host) -> None:
     assert "old" not in said
     assert "kept2" in said.replace("\n", "")
     # A device node of an image is there, and of no use.
-    assert "/zero: Permission denied" in said
+    assert "/mem: Operation not permitted" in said
 
 
 def test_registry_away(hub: Registry) -> None:
@@ -241,9 +241,7 @@ def test_the_signature_policy_decides(hub: Registry) -> None:
 
 
 def test_a_mute_registry_can_be_given_up(images: Host) -> None:
-    mute = (
-        "import socket, time; s = socket.create_server(('', 5001)); print('up', flush=True); time.sleep(900)"
-    )
+    mute = "import socket, time; s = socket.create_server(('', 5001)); print('up', flush=True); time.sleep(900)"
     mark = images.cursor()
     images.run(["systemd-run", "--quiet", "--collect", "--unit=mute", "python3", "-c", mute])
     images.wait_journal("_SYSTEMD_UNIT=mute.service", since=mark, where=lambda entry: entry["MESSAGE"] == "up")
@@ -350,10 +348,11 @@ def test_links_in_an_image_lead_nowhere(images: Host) -> None:
     """/etc/passwd, the working directory, a volume and a mount point are links to the host's files."""
     images.run("rm -rf /var/tmp/outside; mkdir /var/tmp/outside; echo secret >/var/tmp/outside/secret")
     images.run("echo 'evil:x:0:0::/root:/bin/sh' >/var/tmp/outside/passwd")
-    entries = [
+    entries: list[Entry] = [
+        *({"name": f"{name}/", "dir": True} for name in ("var", "var/tmp", "var/tmp/outside")),
         {"name": "etc/passwd", "link": "/var/tmp/outside/passwd"},
         {"name": "work", "link": "/var/tmp/outside"},
-        {"name": "data", "link": "../../../../../../../../var/tmp/outside"},
+        {"name": "data", "link": "../../../../../../../../var/tmp"},
         {"name": "point", "link": "/var/tmp/outside"},
     ]
     source = make(images, "links", entries, User="evil", WorkingDir="/work/made", Volumes={"/data": {}, "/../../x": {}})
@@ -364,7 +363,7 @@ def test_links_in_an_image_lead_nowhere(images: Host) -> None:
     images.definition("links", definition(source, 'user = "0"', 'working_directory = "/"') + mount)
     images.reload()
     images.cleat("start", "links")
-    assert images.run("ls /var/lib/cleat/volumes/*/_data").stdout.count("secret") == 0
+    assert "secret" not in images.run("ls -R /var/lib/cleat/volumes").stdout
     images.cleat("exec", "links", "--", "touch", "/point/mark")
     assert images.run("ls /var/tmp/outside").stdout.split() == ["passwd", "secret"]
     assert images.run("ls /var/lib/cleat/volumes/held/_data").stdout.split() == ["mark"]
@@ -385,14 +384,12 @@ def test_odd_configurations(images: Host) -> None:
         images,
         "odd",
         entries,
-        Cmd=["/bin/sh", "-c", "echo home=$HOME; head -n 30 /proc/self/status"],
-        Env=["=x", "A", 7],
-        Volumes=["/a"],
-        ExposedPorts=5,
+        Cmd=["/bin/sh", "-c", 'echo "home=$HOME"; head -n 30 /proc/self/status'],
+        Env=["=x", "A", "HOME=/a\nb"],
+        Volumes={"": {}, "/": {}, "../../..": {}},
         StopSignal="SIGNOTHING",
-        Labels={"a": 1},
     )
     said = ran(images, "odd", definition(source))
-    assert "home=/\n" in said
+    assert "home=/a\nb\n" in said
     for kind in ("CapInh", "CapAmb"):
         assert re.search(rf"{kind}:\s0+\n", said)
