@@ -211,14 +211,19 @@ def make_read_only(target: str) -> None:
 
 def prepare_overlay(folder: Path, *, like: str) -> tuple[str, str]:
     """Fresh upper and work folders below `folder`. The upper is what `/` shows: mode and owner are those of `like`."""
-    upper, work = folder / "upper", folder / "work"
-    folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-    upper.mkdir(exist_ok=True)
-    work.mkdir(mode=0o700)
-    found = os.stat(like)
-    os.chown(upper, found.st_uid, found.st_gid)
-    os.chmod(upper, found.st_mode & 0o7777)
-    return os.fspath(upper), os.fspath(work)
+    top = os.fspath(folder)
+    upper, work = f"{top}/upper", f"{top}/work"
+    os.makedirs(top, mode=0o711, exist_ok=True)
+    # A restored container brings its upper along.
+    with suppress(FileExistsError):
+        os.mkdir(upper, 0o755)
+    os.mkdir(work, 0o700)
+    wanted, made = os.stat(like), os.stat(upper)
+    if (wanted.st_uid, wanted.st_gid) != (made.st_uid, made.st_gid):
+        os.chown(upper, wanted.st_uid, wanted.st_gid)
+    if wanted.st_mode != made.st_mode:
+        os.chmod(upper, wanted.st_mode & 0o7777)
+    return upper, work
 
 
 async def remove_tree(*paths: Path) -> None:

@@ -96,7 +96,7 @@ class Host:
         self.bound_to = ""
         self.stdio: tuple[int, int] | None = None
         self.conmon_environment = process.base_environment() | config.conmon_environment
-        self.launch_slots = asyncio.Semaphore(config.parallel_starts or 2 * (os.cpu_count() or 1))
+        self.launch_slots = asyncio.Semaphore(config.parallel_starts or 4 * (os.cpu_count() or 1))
         self.images = Images(paths)
         self.volumes = Volumes(paths.volumes)
         # The first process of a running container, by its name; None when it does not run. Set by who owns them all.

@@ -8,6 +8,7 @@ IPv4 and IPv6 each. They belong to the agent, with copies in the service manager
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,6 +25,9 @@ _ANY_TRIES = 16
 PORTS_MAX = 512
 """Of one container; each needs one or two sockets."""
 
+_NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+# linux/in.h and linux/in6.h: IP_FREEBIND, IPV6_FREEBIND
+_FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
 _TYPES = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
 
 
@@ -64,7 +68,7 @@ def wanted(container: Container) -> list[tuple[PortMapping, list[Port]]]:
                 f"{mapping.protocol} ports cannot be reserved",
                 container=container.name,
                 key=ports[0].key,
-                why="a bound SCTP socket would answer for the container",
+                why="that would load the kernel's sctp module on the host",
                 hint="set reserve_ports = false in cleat.toml",
             )
     if sum(len(ports) for _, ports in found) > PORTS_MAX:
@@ -88,8 +92,8 @@ def _bind(port: Port, family: socket.AddressFamily, address: str, number: int) -
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # An address may come later than the container (ip(7), IP_FREEBIND).
-        sock.setsockopt(socket.IPPROTO_IP, 15, 1)
+        # An address may come later than the container.
+        sock.setsockopt(*_FREEBIND[family], 1)
         sock.bind((address, number))
     except OSError:
         sock.close()
@@ -105,8 +109,8 @@ def _hold(port: Port) -> list[socket.socket]:
         for family, address in port.addresses:
             try:
                 held.append(_bind(port, family, address, number))
-            except OSError:
-                if family == socket.AF_INET6 and held and not socket.has_ipv6:
+            except OSError as e:
+                if held and e.errno in _NO_IPV6:
                     continue
                 raise
             number = held[0].getsockname()[1]

@@ -232,7 +232,7 @@ CONFIG: Mapping[str, str] = {
     "log_level": "What the agent logs: error, warning, info or debug",
     "log_size_max": "log.size_max of definitions with driver k8s-file that do not set it; 0 = no limit",
     "create_timeout_sec": "Time that conmon and the runtime have to create a container",
-    "parallel_starts": "Containers that are started at the same time; 0 = twice the number of CPUs",
+    "parallel_starts": "Containers that are started at the same time; 0 = four times the number of CPUs",
     "reserve_ports": "Keep published ports bound, so that no other program takes them",
     "exit_command": "Command that conmon runs after a container's end",
     "watch": "Reload by itself when a definition changes",

@@ -133,8 +133,10 @@ def cases() -> list[Case]:
     """Each option alone, and a dozen mixtures."""
     mixing = random.Random(20)
     found = [Case(option.id, (option,)) for option in (NOTHING, *OPTIONS)]
+    # In a host of this kind podman makes little of a user namespace.
+    mixed = [option for option in OPTIONS if option.group != "userns"]
     for number in range(12):
-        chosen = {option.group: option for option in mixing.sample(OPTIONS, 5)}
+        chosen = {option.group: option for option in mixing.sample(mixed, 5)}
         found.append(Case(f"mix{number}", tuple(chosen.values())))
     return found
 
@@ -284,12 +286,14 @@ def theirs(host: Host) -> dict[str, Json]:
     # Where podman cannot go on (a user namespace in a nested host), its config.json is written nevertheless.
     lines = [f"{c.podman(root)} >/dev/null; podman init spec-{c.name} >/dev/null 2>&1 || true" for c in cases()]
     folder = f"/var/lib/containers/storage/overlay-containers/$({_ID} spec-%s)/userdata"
-    lines += [f"cat {folder % c.name}/config.json; echo" for c in cases()]
+    lines += [f"cat {folder % c.name}/config.json || echo null; echo" for c in cases()]
     try:
-        output = host.run("set -e\n" + "\n".join(lines), timeout=240).stdout.splitlines()
+        output = host.run("set -e\n" + "\n".join(lines), timeout=240).stdout.split("\n")
     finally:
         host.run("podman rm --all --force --time 0; podman volume rm --all", timeout=120, check=False)
-    return {case.name: json.loads(text) for case, text in zip(cases(), output, strict=True)}
+    found = {case.name: json.loads(text) for case, text in zip(cases(), filter(None, output), strict=True)}
+    assert [name for name, config in found.items() if config is None] == []
+    return found
 
 
 _ID = "podman inspect --format '{{.Id}}'"
