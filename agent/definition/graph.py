@@ -44,6 +44,7 @@ def problems(containers: Containers, *, others: Iterable[str] = ()) -> list[Foun
     """Missing names and cycles. `others` are further names that exist: refused definitions, templates ("web@")."""
     known = {*containers, *others}
     found = [each for name in sorted(containers) for each in _missing(containers[name], known)]
+    found += [each for name in sorted(containers) for each in _contradictions(containers, name)]
     return found + [_cycle(containers, path) for path in cycles(containers)]
 
 
@@ -55,6 +56,29 @@ def _missing(container: Container, known: set[str]) -> Iterator[Found]:
         hint = nearest_hint(name, known) or "add its definition, or remove the name"
         problem = Problem(path, f'there is no container "{name}"', hint, warning=not is_needed)
         yield Found(container.name, problem)
+
+
+def _contradictions(containers: Containers, name: str) -> Iterator[Found]:
+    """Names that shall run together and must not; pairs of which only one can start by itself."""
+    container = containers[name]
+    for i, other in enumerate(container.conflicts):
+        if other == name:
+            yield Found(name, Problem(("conflicts", i), "it conflicts with itself", "remove the name"))
+            continue
+        for key in ("requires", "wants", "restart_with"):
+            if other in getattr(container, key):
+                hint = f"remove the name from conflicts or from {key}"
+                yield Found(name, Problem(("conflicts", i), f'"{other}" is in {key} too', hint))
+        known = containers.get(other)
+        if known is not None and container.autostart and known.autostart:
+            first, second = sorted((name, other))
+            problem = Problem(
+                ("conflicts", i),
+                f'both start by themselves: "{first}" will, "{second}" will not',
+                "set autostart = false in one of them",
+                warning=True,
+            )
+            yield Found(name, problem)
 
 
 def _references(container: Container) -> Iterator[tuple[KeyPath, str]]:

@@ -7,12 +7,13 @@ somebody stopped is not started by a reload; a change of its file is only taken 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from enum import StrEnum
 
 import msgspec
 
 from agent.definition.model import Container, Definition, Loaded
+from agent.reconcile import related
 from agent.status import State
 
 
@@ -82,8 +83,39 @@ def is_live(key: str) -> bool:
 
 def plan(loaded: Loaded, actual: Mapping[str, Actual]) -> tuple[Action, ...]:
     """All actions, stops first, each group in name order; apply.py orders them by dependency."""
-    actions = [*_gone(loaded, actual), *_wanted(loaded, actual)]
-    return tuple(actions)
+    containers = {
+        **{name: a.definition.container for name, a in actual.items()},
+        **{name: d.container for name, d in loaded.definitions.items()},
+    }
+    gone = list(_gone(loaded, actual))
+    wanted = {action.name: action for action in _wanted(loaded, actual)}
+    going = {action.name for action in gone}
+    _restart_too(wanted, containers, {name for name, a in actual.items() if a.is_active} - going)
+    _keep_apart(wanted, containers, {name for name, a in actual.items() if a.is_active} - going)
+    return (*gone, *(wanted[name] for name in sorted(wanted)))
+
+
+def _restart_too(wanted: dict[str, Action], containers: Mapping[str, Container], active: Set[str]) -> None:
+    """A restart takes along what requires the container or restarts with it, as far as that runs."""
+    for name in [name for name, action in wanted.items() if action.verb is Verb.RESTART]:
+        for other in related.dependents(containers, name):
+            known = wanted.get(other)
+            if other in active and (known is None or known.verb is not Verb.RESTART):
+                keys = known.keys if known else ()
+                wanted[other] = Action(verb=Verb.RESTART, name=other, reason=f"restarts with {name}", keys=keys)
+
+
+def _keep_apart(wanted: dict[str, Action], containers: Mapping[str, Container], active: Set[str]) -> None:
+    """Only a person's start stops what conflicts: here what runs stays, and of two new ones the first by name comes."""
+    coming = set(active)
+    for name in sorted(wanted):
+        if wanted[name].verb is not Verb.START:
+            continue
+        others = [other for other in related.conflicting(containers, name) if other in coming]
+        if others:
+            wanted[name] = Action(verb=Verb.ADD, name=name, reason=f"not started, it conflicts with {others[0]}")
+        else:
+            coming.add(name)
 
 
 def _gone(loaded: Loaded, actual: Mapping[str, Actual]) -> Iterable[Action]:

@@ -87,3 +87,42 @@ def test_changed_keys_name_the_inner_key() -> None:
 
 def test_an_action_reads_well() -> None:
     assert str(Action(verb=Verb.START, name="a")) == "start a"
+
+
+def test_a_restart_takes_along_what_depends_on_it() -> None:
+    db = definition("db", command=("old",))
+    web, shell = definition("web", requires=("db",)), definition("shell", restart_with=("web",))
+    idle, other = definition("idle", requires=("db",)), definition("other", after=("db",))
+    loaded = Loaded(definitions={d.name: d for d in (definition("db", "2", command=("new",)), web, shell, idle, other)})
+    actual = {d.name: running(d) for d in (db, web, shell, other)}
+    actual["idle"] = Actual(definition=idle, state=State.INACTIVE)
+    assert steps(loaded, actual) == [
+        "restart db (changed: command)",
+        "restart shell (restarts with db)",
+        "restart web (restarts with db)",
+    ]
+
+
+def test_a_live_change_is_part_of_the_restart_it_is_taken_along_by() -> None:
+    db, web = definition("db", command=("old",)), definition("web", requires=("db",))
+    new = definition("db", "2", command=("new",)), definition("web", "2", requires=("db",), description="d")
+    found = plan(Loaded(definitions={d.name: d for d in new}), {d.name: running(d) for d in (db, web)})
+    assert [(a.verb, a.keys) for a in found] == [(Verb.RESTART, ("command",)), (Verb.RESTART, ("description",))]
+
+
+def test_of_what_conflicts_only_one_comes() -> None:
+    a, b, c = definition("a"), definition("b", conflicts=("a",)), definition("c", conflicts=("b",))
+    loaded = Loaded(definitions={d.name: d for d in (a, b, c)})
+    assert steps(loaded, {}) == ["start a (new)", "add b (not started, it conflicts with a)", "start c (new)"]
+    assert steps(loaded, {"b": running(b)}) == [
+        "add a (not started, it conflicts with b)",
+        "add c (not started, it conflicts with b)",
+    ]
+
+
+def test_what_goes_makes_room_for_what_conflicts() -> None:
+    old, new = definition("old"), definition("new", conflicts=("old",))
+    assert steps(Loaded(definitions={"new": new}), {"old": running(old)}) == [
+        "stop old (its definition is gone)",
+        "start new (new)",
+    ]
