@@ -175,6 +175,10 @@ class App:
                 journal.send(journal.Event.AGENT_RELOADED, f"definitions read, {len(actions)} actions")
         except CleatError as e:
             journal.send(journal.Event.AGENT_RELOADED, "reload failed", error=e)
+        except Exception as e:
+            # The containers run on; the next reload may fare better.
+            logger.exception("reading the definitions")
+            journal.send(journal.Event.AGENT_RELOADED, f"reload failed: the agent met a fault of its own: {e!r}")
         finally:
             if announce:
                 self.notify.ready(self._summary())

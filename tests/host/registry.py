@@ -18,6 +18,9 @@ ADDRESS = "127.0.0.1:5000"
 LAYOUTS = "/var/tmp/layouts"
 STORE = "/var/lib/cleat/images"
 
+# What most of these containers run does not heed SIGTERM.
+QUICK = '[service]\nrestart = "no"\ntimeout_stop_sec = "500ms"\n'
+
 _CONFIG = f"""
 version: 0.1
 log: {{level: info}}
@@ -88,7 +91,7 @@ class Registry:
 def definition(image: str, *lines: str, policy: str = "missing") -> str:
     """A definition that fetches without TLS and gives up at once."""
     head = "\n".join([f'image = "{image}"', *lines])
-    return f'{head}\n\n[pull]\ntls_verify = false\nretry = 0\npolicy = "{policy}"\n\n[service]\nrestart = "no"\n'
+    return f'{head}\n\n[pull]\ntls_verify = false\nretry = 0\npolicy = "{policy}"\n\n{QUICK}'
 
 
 def forget(host: Host) -> None:

@@ -22,7 +22,7 @@ def secrets(clean: Host) -> Iterator[Host]:
 def toml(host: Host, *tables: str, user: str = "") -> str:
     root = host.rootfs("credentials")
     credentials = "".join(f"\n[[credential]]\n{table}\n" for table in tables)
-    head = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\nuser = "{user}"\n[service]\nrestart = "no"\n'
+    head = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\nuser = "{user}"\n{QUICK}'
     return head + credentials
 
 

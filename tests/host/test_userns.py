@@ -117,7 +117,7 @@ def test_credentials_sockets_and_bind_mounts(shifted: Host) -> None:
 
 def test_a_file_system_that_cannot_do_it(shifted: Host) -> None:
     root = shifted.rootfs("overlaid")
-    keys = '[service]\nrestart = "no"\n[security]\nuser_namespace = "auto"\n'
+    keys = '{QUICK}[security]\nuser_namespace = "auto"\n'
     shifted.definition("c", f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n{keys}')
     shifted.reload()
     refused = shifted.cleat("start", "c", check=False).stderr
@@ -139,7 +139,7 @@ def test_a_writable_root_is_shifted_too(shifted: Host) -> None:
 
 def test_network_of_another_container(clean: Host) -> None:
     root = clean.rootfs("net")
-    base = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n'
+    base = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n{QUICK}'
     clean.definition("first", base + '[network]\nmode = "private"\n')
     clean.definition(
         "second", 'after = ["first"]\nrequires = ["first"]\n' + base + '[network]\nmode = "container:first"\n'
@@ -153,14 +153,14 @@ def test_network_of_another_container(clean: Host) -> None:
     assert links["first"] != clean.run("readlink /proc/1/ns/net").stdout
     clean.cleat("stop", "second")
     clean.cleat("stop", "first")
-    clean.definition("third", base + '[service]\nrestart = "no"\n[network]\nmode = "container:first"\n')
+    clean.definition("third", base + '{QUICK}[network]\nmode = "container:first"\n')
     clean.reload()
     assert "first does not run" in clean.status("third")["error"]
 
 
 def test_a_named_network_namespace(clean: Host) -> None:
     root = clean.rootfs("net")
-    base = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n[service]\nrestart = "no"\n[network]\n'
+    base = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n{QUICK}[network]\n'
     clean.run("ip netns add side")
     try:
         clean.definition("c", base + 'mode = "ns:/run/netns/side"\n')

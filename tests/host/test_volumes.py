@@ -82,7 +82,7 @@ def test_a_half_filled_volume_is_no_volume(volumes: Host) -> None:
 def test_from_a_folder(volumes: Host) -> None:
     root = volumes.rootfs("folder")
     volumes.run(f"mkdir -p {root}/data && echo seed >{root}/data/seed")
-    toml = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n'
+    toml = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n{QUICK}'
     volumes.definition("folder", toml + mount(type="volume", source="fold", target="/data"))
     volumes.reload()
     assert volumes.cleat("exec", "folder", "--", "cat", "/data/seed").stdout == "seed\n"
@@ -95,7 +95,7 @@ def test_from_a_folder(volumes: Host) -> None:
 
 def test_a_missing_source_says_which(volumes: Host) -> None:
     root = volumes.rootfs("folder")
-    toml = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n[service]\nrestart = "no"\n'
+    toml = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n{QUICK}'
     volumes.definition(
         "lost",
         toml + mount(type="tmpfs", target="/a") + mount(type="bind", source="/nowhere", target="/b"),
@@ -123,7 +123,7 @@ def test_links_in_a_volume_lead_nowhere(volumes: Host) -> None:
     """A container prepares a volume so that the next one's mount, or the host, would be led astray."""
     root = volumes.rootfs("folder")
     volumes.run("rm -rf /var/tmp/outside; mkdir /var/tmp/outside")
-    toml = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n'
+    toml = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n{QUICK}'
     first = mount(type="volume", source="trap", target="/data")
     volumes.definition("trap", toml + first)
     volumes.reload()
@@ -141,7 +141,7 @@ def test_an_overlay_cannot_hold_changes(volumes: Host) -> None:
     options = "lowerdir=/var/tmp/ov/l,upperdir=/var/tmp/ov/u,workdir=/var/tmp/ov/w"
     volumes.run(["mount", "-t", "overlay", "overlay", "-o", options, "/var/lib/cleat/overlay"])
     try:
-        toml = f'rootfs = "{root}"\ncommand = ["/bin/true"]\nautostart = false\n[service]\nrestart = "no"\n'
+        toml = f'rootfs = "{root}"\ncommand = ["/bin/true"]\nautostart = false\n{QUICK}'
         volumes.definition("stacked", toml)
         volumes.reload()
         refused = volumes.cleat("start", "stacked", check=False).stderr
@@ -155,7 +155,7 @@ def test_nothing_shows_in_the_mount_table(volumes: Host) -> None:
     root = volumes.rootfs("folder")
     before = volumes.run("cat /proc/1/mountinfo").stdout
     for i in range(20):
-        volumes.definition(f"c{i}", f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n')
+        volumes.definition(f"c{i}", f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n{QUICK}')
     volumes.reload()
     assert {one["state"] for one in volumes.status()} == {"running"}
     assert volumes.run("cat /proc/1/mountinfo").stdout == before
