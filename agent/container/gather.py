@@ -15,10 +15,12 @@ from agent.container.host import Host
 from agent.container.namespaces import Shared
 from agent.container.userns import UserNamespace
 from agent.definition.model import Container, Mount, MountType
-from agent.errors import CommandNotFound, InvalidArgument, PullFailed
+from agent.errors import CommandNotFound, InvalidArgument, PullFailed, Unsupported
 from agent.oci import image_config
+from agent.oci.features import parse_version
 from agent.oci.image_config import ImageConfig
 
+_RUNC_IDMAP = (1, 2)  # ID-mapped mounts: runc's change log
 # Mount points of every container. A runtime that follows a link there mounts somewhere else (CVE-2026-41579,
 # CVE-2026-47766).
 _NO_LINKS = ("dev", "proc", "sys")
@@ -62,6 +64,7 @@ async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
     try:
         shifted = None
         if userns.is_wanted(container):
+            await _check_runtime(host, container, has_volumes=bool(folders))
             shifted = await userns.create(userns.reserve(container, host.paths, bundle))
     except BaseException:
         shared.close()
@@ -74,6 +77,19 @@ async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
         shared=shared,
         user_namespace=shifted,
     )
+
+
+async def _check_runtime(host: Host, container: Container, *, has_volumes: bool) -> None:
+    """A runtime that does not know `idmap` passes over it, and the container cannot use its own files."""
+    wants_idmap = has_volumes or any("idmap" in mount.options for mount in container.mount)
+    _, features = await host.runtime(container.runtime.name)
+    if wants_idmap and features.kind == "runc" and parse_version(features.version) < _RUNC_IDMAP:
+        raise Unsupported(
+            f"runc {features.version} cannot show volumes to a user namespace",
+            container=container.name,
+            key="security.user_namespace",
+            hint='use crun, or runc 1.2 or newer, or user_namespace = "host"',
+        )
 
 
 def find_root(host: Host, container: Container) -> Root:

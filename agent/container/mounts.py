@@ -26,9 +26,9 @@ def oci_mount(mount: Mount, *, source: str) -> OciMount:
     match mount.type:
         case MountType.BIND | MountType.VOLUME:
             options = ["rbind", access, *mount.options]
-            # A volume's content came from an image or a container: no device node of it shall work.
-            if mount.type is MountType.VOLUME and "dev" not in mount.options:
-                options.append("nodev")
+            # A volume's content came from an image or a container: no device node and no set-id bit of it shall work.
+            if mount.type is MountType.VOLUME:
+                options += [f"no{flag}" for flag in ("dev", "suid") if not {flag, f"no{flag}"} & set(mount.options)]
             if not _PROPAGATION & set(mount.options):
                 options.append("rprivate")
             return {"destination": mount.target, "type": "bind", "source": source, "options": options}
@@ -87,15 +87,16 @@ def small_files(container: Container, hostname: str, bundle: Path, owner: tuple[
     resolver = _resolver(container)
     if resolver:
         files["resolv.conf"] = resolver
-    return [_small_file(bundle, name, text, owner) for name, text in files.items()]
+    access = "ro" if container.security.read_only else "rw"
+    return [_small_file(bundle, name, text, owner, access) for name, text in files.items()]
 
 
-def _small_file(bundle: Path, name: str, text: str, owner: tuple[int, int]) -> OciMount:
+def _small_file(bundle: Path, name: str, text: str, owner: tuple[int, int], access: str) -> OciMount:
     path = bundle / name
     path.write_text(text)
     if owner != (0, 0):
         os.chown(path, *owner)
-    options = ["bind", "rprivate", "nosuid", "nodev", "noexec", "rw"]
+    options = ["bind", "rprivate", "nosuid", "nodev", "noexec", access]
     return {"destination": f"/etc/{name}", "type": "bind", "source": os.fspath(path), "options": options}
 
 

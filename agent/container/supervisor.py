@@ -116,6 +116,8 @@ class Supervisor:
         """Stop it and return when it is gone and tidied up. It stays stopped until somebody starts it."""
         self.wanted = False
         if not self.is_active:
+            self.listening.disarm()
+            self.set_status_text("")
             self.save()
             return
         limit = self._stop_timeout if timeout_sec is None else timeout_sec

@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 
 from agent import paths as all_paths
+from agent import process
 from agent.container.host import Host
 from agent.container.scope import CONTAINERS_TARGET
 from agent.container.supervisor import Supervisor
@@ -76,6 +77,7 @@ class App:
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. Raises CleatError when the agent cannot even begin."""
         self._make_folders()
+        process.null_fd()  # kept open; now, so that the number of fds says something
         self._watch_signals()
         async with self.notify.more_time():
             await self.bus.connect()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from agent.definition import files, resources
 from agent.definition.agent_config import AgentConfig
-from agent.definition.model import Container, Definition, Diagnostic, MountType
+from agent.definition.model import Container, Definition, Diagnostic, MountType, UpdateMode
 from agent.definition.parse import KeyPath, Problem, show_path
 from agent.definition.position import Position, locate
 from agent.definition.toml import SIZE_MAX
@@ -69,6 +69,18 @@ def _stat(path: str) -> os.stat_result | None:
 def _is_folder(path: str) -> bool:
     found = _stat(path)
     return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+# What this version does not do yet: said before the start, not found out afterwards
+
+
+def _not_yet(container: Container, config: AgentConfig) -> Iterator[Problem]:
+    if container.network.mode == "bridge":
+        hint = 'use "host", "private", "container:NAME" or "ns:/PATH"'
+        yield Problem(("network", "mode"), "this version makes no bridge networks", hint)
+    if container.update.mode is not UpdateMode.OFF:
+        hint = "cleat pull fetches a newer image, cleat restart runs it"
+        yield Problem(("update", "mode"), "this version makes no updates by itself", hint)
 
 
 # What is run
@@ -265,6 +277,7 @@ def _namespace(container: Container, config: AgentConfig) -> Iterator[Problem]:
 
 
 CHECKS: tuple[HostCheck, ...] = (
+    _not_yet,
     _root,
     _bundle,
     _tools,

@@ -7,7 +7,7 @@ somebody stopped is not started by a reload; a change of its file is only taken 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 import msgspec
@@ -95,7 +95,7 @@ def plan(loaded: Loaded, actual: Mapping[str, Actual]) -> tuple[Action, ...]:
     return (*gone, *(wanted[name] for name in sorted(wanted)))
 
 
-def _restart_too(wanted: dict[str, Action], containers: Mapping[str, Container], active: Set[str]) -> None:
+def _restart_too(wanted: dict[str, Action], containers: Mapping[str, Container], active: set[str]) -> None:
     """A restart takes along what requires the container or restarts with it, as far as that runs."""
     for name in [name for name, action in wanted.items() if action.verb is Verb.RESTART]:
         for other in related.dependents(containers, name):
@@ -105,7 +105,7 @@ def _restart_too(wanted: dict[str, Action], containers: Mapping[str, Container],
                 wanted[other] = Action(verb=Verb.RESTART, name=other, reason=f"restarts with {name}", keys=keys)
 
 
-def _keep_apart(wanted: dict[str, Action], containers: Mapping[str, Container], active: Set[str]) -> None:
+def _keep_apart(wanted: dict[str, Action], containers: Mapping[str, Container], active: set[str]) -> None:
     """Only a person's start stops what conflicts: here what runs stays, and of two new ones the first by name comes."""
     coming = set(active)
     for name in sorted(wanted):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.host.hosts import Host
+from tests.host.registry import QUICK
 
 SECRET = "correct-horse-battery"
 

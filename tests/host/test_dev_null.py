@@ -54,7 +54,8 @@ def test_host_null_is_not_passed_on(untouched: Host, runtime: str, driver: str, 
     pid = running(
         untouched,
         "null",
-        f'rootfs = "{root}"\ncommand = ["/bin/sh", "-c", "{_SPOIL}"]\n{head}\n{table}{rest}\n[log]\ndriver = "{driver}"',
+        f'rootfs = "{root}"\ncommand = ["/bin/sh", "-c", "{_SPOIL}"]\n{head}\n{table}{rest}\n'
+        f'[log]\ndriver = "{driver}"',
         runtime=runtime,
     )
     # Another device inode than the host's.

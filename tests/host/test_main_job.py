@@ -92,7 +92,7 @@ def test_a_mask_stops_and_its_removal_starts(clean: Host) -> None:
 def test_etc_wins_over_run(clean: Host) -> None:
     clean.write("/run/cleat/containers/web.toml", samples.definition("echo run; exec sleep 1000"))
     samples.run(clean, web=samples.definition("echo etc; exec sleep 1000"))
-    assert clean.wait_journal("CONTAINER_NAME=web", "_COMM=conmon")["MESSAGE"] == "etc"
+    assert clean.wait_journal("CONTAINER_NAME=web", "_COMM=conmon")["MESSAGE"].strip() == "etc"
 
 
 def test_templates_and_their_instances(clean: Host) -> None:
@@ -136,7 +136,7 @@ def test_output_and_events_in_the_journal(clean: Host) -> None:
     samples.run(clean, web=samples.service("echo to out; echo to err >&2; exec sleep 1000", 'restart = "no"'))
     container_id = clean.status("web")["id"]
     for text, priority in (("to out", "6"), ("to err", "3")):
-        entry = clean.wait_journal("CONTAINER_NAME=web", where=lambda e, text=text: e["MESSAGE"] == text)  # type: ignore[misc]
+        entry = clean.wait_journal("CONTAINER_NAME=web", where=lambda e, text=text: e["MESSAGE"].strip() == text)  # type: ignore[misc]
         assert entry["CONTAINER_ID_FULL"] == container_id
         assert entry["PRIORITY"] == priority
         assert entry["_COMM"] == "conmon"

@@ -70,7 +70,7 @@ def test_never_ready(clean: Host, restart: str, event: str, state: str) -> None:
     service = Service(clean, "noti").define(timeout, keys="autostart = false")
     clean.reload()
     started = clean.cleat("start", "noti", check=False)
-    assert started.returncode == 1
+    assert started.returncode != 0
     assert "not ready within" in started.stderr
     service.event(event)
     if state:

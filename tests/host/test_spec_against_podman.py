@@ -12,13 +12,14 @@ import pytest
 from tests.host.isolation import definition, shiftable_rootfs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.host.hosts import Host
 
 Json = dict[str, Any]
 
 FLAGS = ("ro", "nosuid", "nodev", "noexec")
+OPT = "--security-opt"
 SETS = ("bounding", "effective", "inheritable", "permitted", "ambient")
 
 
@@ -50,7 +51,7 @@ OPTIONS = (
     ),
     Option("add-all", "capabilities", security='capabilities_add = ["ALL"]', podman="--cap-add ALL"),
     Option("privileged", "capabilities", security="privileged = true", podman="--privileged"),
-    Option("nnp", "nnp", security="no_new_privileges = true", podman="--security-opt no-new-privileges"),
+    Option("nnp", "nnp", security="no_new_privileges = true", podman=f"{OPT} no-new-privileges"),
     Option("read-only", "root", security="read_only = true", podman="--read-only"),
     Option(
         "read-only-all",
@@ -100,15 +101,17 @@ OPTIONS = (
     Option("ipc", "ipc", security='ipc = "host"', podman="--ipc host"),
     Option("no-ipc", "ipc", security='ipc = "none"', podman="--ipc none"),
     Option("uts", "uts", security='uts = "host"', podman="--uts host"),
-    Option("unconfined", "seccomp", security='seccomp_profile = "unconfined"', podman="--security-opt seccomp=unconfined"),
-    Option("mask", "mask", security='masked_paths = ["/proc/cpuinfo"]', podman="--security-opt mask=/proc/cpuinfo"),
-    Option("unmask", "mask", security='unmasked_paths = ["ALL"]', podman="--security-opt unmask=ALL"),
+    Option("unconfined", "seccomp", security='seccomp_profile = "unconfined"', podman=f"{OPT} seccomp=unconfined"),
+    Option("mask", "mask", security='masked_paths = ["/proc/cpuinfo"]', podman=f"{OPT} mask=/proc/cpuinfo"),
+    Option("unmask", "mask", security='unmasked_paths = ["ALL"]', podman=f"{OPT} unmask=ALL"),
     Option("umask", "umask", security='umask = "0077"', podman="--umask 0077"),
 )  # fmt: skip
 NOTHING = Option("plain", "")
 
 # Where we give more than podman. Each row has its reason; one that no case needs any more fails the test.
-ALLOWED: dict[str, str] = {}
+ALLOWED = {
+    "env: container": "systemd's container interface asks for it; podman sets it for images, not for --rootfs",
+}
 
 
 class Case(NamedTuple):
@@ -118,7 +121,7 @@ class Case(NamedTuple):
     def toml(self, root: str) -> str:
         security = [o.security for o in self.options if o.security]
         tables = [o.tables for o in self.options if o.tables]
-        keys = [f'rootfs = "{root}"', 'autostart = true', *(o.keys for o in self.options if o.keys)]
+        keys = [f'rootfs = "{root}"', "autostart = true", *(o.keys for o in self.options if o.keys)]
         return "\n".join([*keys, *(["[security]", *security] if security else []), *tables])
 
     def podman(self, root: str) -> str:
@@ -152,9 +155,8 @@ def weaknesses(ours: Json, theirs: Json) -> Iterator[str]:
 def _process(ours: Json, theirs: Json) -> Iterator[str]:
     mine, other = ours["process"], theirs["process"]
     for key in ("args", "cwd", "terminal", "oomScoreAdj"):
-        if mine.get(key) or other.get(key):
-            if mine.get(key) != other.get(key):
-                yield f"{key}: {mine.get(key)} for {other.get(key)}"
+        if (mine.get(key) or None) != (other.get(key) or None):
+            yield f"{key}: {mine.get(key)} for {other.get(key)}"
     if other.get("noNewPrivileges") and not mine.get("noNewPrivileges"):
         yield "noNewPrivileges: off"
     user, their_user = mine["user"], other["user"]
@@ -316,3 +318,42 @@ def test_never_weaker_than_podman(clean: Host, theirs: dict[str, Json]) -> None:
     surprising = [f"{weakness} ({', '.join(names)})" for weakness, names in found.items() if weakness not in ALLOWED]
     assert not surprising, "weaker than podman:\n" + "\n".join(surprising)
     assert set(ALLOWED) - set(found) == set(), "no case needs these any more"
+
+
+def _without(spec: Json, *path: str) -> None:
+    *folders, last = path
+    for name in folders:
+        spec = spec[name]
+    spec.pop(last)
+
+
+WEAKENED: dict[str, Callable[[Json], object]] = {
+    "bounding capability: CAP_SYS_ADMIN": lambda s: s["process"]["capabilities"]["bounding"].append("CAP_SYS_ADMIN"),
+    "ambient capability: CAP_CHOWN": lambda s: s["process"]["capabilities"].update(ambient=["CAP_CHOWN"]),
+    "not masked: /proc/kcore": lambda s: s["linux"]["maskedPaths"].remove("/proc/kcore"),
+    "not read-only: /proc/sys": lambda s: s["linux"]["readonlyPaths"].remove("/proc/sys"),
+    "seccomp: ('default', 'SCMP_ACT_ERRNO', 38)": lambda s: _without(s, "linux", "seccomp"),
+    "namespace: no ipc": lambda s: s["linux"]["namespaces"].remove({"type": "ipc"}),
+    "mount /sys: not ro": lambda s: next(m for m in s["mounts"] if m["destination"] == "/sys")["options"].remove("ro"),
+    "mount: /host": lambda s: s["mounts"].append(
+        {"destination": "/host", "type": "bind", "source": "/", "options": []}
+    ),
+    "device: /dev/sda": lambda s: s["linux"].update(devices=[{"path": "/dev/sda"}]),
+    "device access: ('b', 8, 0, 'rwm')": lambda s: s["linux"]["resources"]["devices"].append(
+        {"allow": True, "type": "b", "major": 8, "minor": 0, "access": "rwm"}
+    ),
+    "noNewPrivileges: off": lambda s: s["process"].update(noNewPrivileges=False),
+    "further part: hooks": lambda s: s.update(hooks={}),
+    "env: NOTIFY_SOCKET": lambda s: s["process"]["env"].append("NOTIFY_SOCKET=/run/systemd/notify"),
+    "annotation: org.systemd.property.X": lambda s: s.update(annotations={"org.systemd.property.X": "1"}),
+}
+
+
+@pytest.mark.parametrize("weakness", WEAKENED)
+def test_the_comparison_sees_what_is_weaker(theirs: dict[str, Json], weakness: str) -> None:
+    theirs_now = json.loads(json.dumps(theirs["nnp"]))
+    theirs_now.pop("annotations", None)
+    ours = json.loads(json.dumps(theirs_now))
+    assert list(weaknesses(ours, theirs_now)) == []
+    WEAKENED[weakness](ours)
+    assert weakness in list(weaknesses(ours, theirs_now))

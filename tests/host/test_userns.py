@@ -10,7 +10,7 @@ import pytest
 
 from tests.host import registry
 from tests.host.hosts import Host
-from tests.host.registry import definition, make
+from tests.host.registry import QUICK, definition, make
 from tests.host.test_volumes import mount
 
 RANGES = "containers:200000:262144\n"
@@ -117,7 +117,7 @@ def test_credentials_sockets_and_bind_mounts(shifted: Host) -> None:
 
 def test_a_file_system_that_cannot_do_it(shifted: Host) -> None:
     root = shifted.rootfs("overlaid")
-    keys = '{QUICK}[security]\nuser_namespace = "auto"\n'
+    keys = f'{QUICK}[security]\nuser_namespace = "auto"\n'
     shifted.definition("c", f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n{keys}')
     shifted.reload()
     refused = shifted.cleat("start", "c", check=False).stderr
@@ -128,7 +128,7 @@ def test_a_file_system_that_cannot_do_it(shifted: Host) -> None:
 def test_a_writable_root_is_shifted_too(shifted: Host) -> None:
     root = shifted.rootfs("folder")
     shifted.run(f"rm -rf /var/lib/cleat/folder; cp -a {root} /var/lib/cleat/folder")
-    keys = 'rootfs_writable = true\n[security]\nuser_namespace = "auto"\n'
+    keys = f'rootfs_writable = true\n{QUICK}[security]\nuser_namespace = "auto"\n'
     shifted.definition("c", f'rootfs = "/var/lib/cleat/folder"\ncommand = ["/bin/sleep", "1000"]\n{keys}')
     shifted.reload()
     shifted.cleat("exec", "c", "--", "touch", "/mark")
@@ -153,7 +153,7 @@ def test_network_of_another_container(clean: Host) -> None:
     assert links["first"] != clean.run("readlink /proc/1/ns/net").stdout
     clean.cleat("stop", "second")
     clean.cleat("stop", "first")
-    clean.definition("third", base + '{QUICK}[network]\nmode = "container:first"\n')
+    clean.definition("third", base + '[network]\nmode = "container:first"\n')
     clean.reload()
     assert "first does not run" in clean.status("third")["error"]
 
@@ -179,3 +179,16 @@ def test_nothing_is_known_of_secrets_in_the_spec(shifted: Host) -> None:
     shifted.reload()
     found = json.loads(shifted.cleat("inspect", "c").stdout)
     assert found["name"] == "c" if isinstance(found, dict) else found[0]["name"] == "c"
+
+
+def test_an_old_runc_says_so(shifted: Host) -> None:
+    source = make(shifted, "runc", Volumes={"/data": {}})
+    shifted.definition("c", auto(source, '\n[runtime]\nname = "runc"\n'))
+    shifted.definition("d", auto(make(shifted, "plain"), '\n[runtime]\nname = "runc"\n'))
+    shifted.reload()
+    assert uid_map(shifted, "d") == [0, 200000, 65536]
+    said = shifted.status("c")
+    if shifted.run("runc --version").stdout.startswith("runc version 1.1."):
+        assert "cannot show volumes to a user namespace" in said["error"]
+    else:
+        assert said["state"] == "running"

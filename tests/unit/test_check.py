@@ -74,7 +74,13 @@ def test_position_and_container(tmp_path: Path, config: AgentConfig) -> None:
     ],
 )
 def test_missing(tmp_path: Path, config: AgentConfig, text: str, key: str, words: str) -> None:
-    (diagnostic,) = said(tmp_path, config, text)
+    if "update" in text:
+        text = f'image = "docker.io/library/busybox"\n{text}'
+        definition, _ = parse_text(text, "web", "web.toml")
+        assert definition is not None
+        (diagnostic,) = check(definition, config)
+    else:
+        (diagnostic,) = said(tmp_path, config, text)
     assert diagnostic.key == key
     assert words in diagnostic.reason
     assert diagnostic.hint or "folder" in diagnostic.reason
@@ -157,3 +163,19 @@ def test_available_controllers(tmp_path: Path) -> None:
     (folder / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
     assert available_controllers(str(tmp_path)) == {"cpuset", "cpu", "io", "memory", "pids"}
     assert available_controllers(str(tmp_path / "none")) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("text", "key"), [('[network]\nmode = "bridge"\n', "network.mode"), ('[update]\nmode = "apply"\n', "update.mode")]
+)
+def test_what_this_version_does_not_do_is_refused(tmp_path: Path, config: AgentConfig, text: str, key: str) -> None:
+    if "update" in text:
+        text = f'image = "docker.io/library/busybox"\n{text}'
+        definition, _ = parse_text(text, "web", "web.toml")
+        assert definition is not None
+        (diagnostic,) = check(definition, config)
+    else:
+        (diagnostic,) = said(tmp_path, config, text)
+    assert diagnostic.key == key
+    assert "this version" in diagnostic.reason
+    assert diagnostic.hint

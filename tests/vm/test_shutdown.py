@@ -50,6 +50,10 @@ DEFINITIONS = {
 }
 
 
+def is_begun(entry: Entry) -> bool:
+    return bool(str(entry["MESSAGE"]).strip() == "begun")
+
+
 @pytest.fixture
 def busy(vm: Host) -> Iterator[Host]:
     """All containers of this file are up, one of them by its enabled handle; afterwards none of them is left."""
@@ -62,7 +66,7 @@ def busy(vm: Host) -> Iterator[Host]:
     vm.reload()
     vm.run(["systemctl", "enable", "--now", "cleat@handle.service"])
     for name in DEFINITIONS:
-        vm.wait_journal(f"CONTAINER_NAME={name}", "MESSAGE=begun", since=mark, timeout=60)
+        vm.wait_journal(f"CONTAINER_NAME={name}", since=mark, timeout=60, where=is_begun)
     yield vm
     vm.run(["systemctl", "start", "cleat.service"])
     vm.run(["systemctl", "disable", "--now", "cleat@handle.service"])

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cleat stands on goes wrong: conmon, the runtime, the bus, the manager, the space in /run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.host import samples
+
+if TYPE_CHECKING:
+    from tests.host.hosts import Host
+
+CONMON, CRUN = "/usr/bin/conmon", "/usr/bin/crun"
+BROKEN: dict[str, str] = {
+    "missing": 'mv "$1" "$1.kept"',
+    "not executable": 'cp -a "$1" "$1.kept" && chmod 644 "$1"',
+    "too old": 'mv "$1" "$1.kept" && printf "#!/bin/sh\\necho $2 version 0.1\\n" >"$1" && chmod 755 "$1"',
+    "mute": 'mv "$1" "$1.kept" && printf "#!/bin/sh\\nexit 0\\n" >"$1" && chmod 755 "$1"',
+    "dying": 'mv "$1" "$1.kept" && printf "#!/bin/sh\\nkill -9 \\$\\$\\n" >"$1" && chmod 755 "$1"',
+}
+
+
+@pytest.fixture
+def mended(clean: Host) -> Iterator[Host]:
+    """Puts tools back in their places."""
+    yield clean
+    clean.run(f"for f in {CONMON} {CRUN}; do [ ! -e $f.kept ] || mv -f $f.kept $f; done")
+
+
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("tool", [CONMON, CRUN])
+def test_a_broken_tool_is_named_and_its_return_noticed(mended: Host, tool: str, how: str) -> None:
+    samples.run(mended, stays=samples.definition())
+    before = samples.identity(mended, "stays")
+    mended.run(["sh", "-c", BROKEN[how], "sh", tool, tool.rpartition("/")[2]])
+    samples.add(mended, web=samples.service(samples.SERVICE, 'restart = "no"'))
+    mended.cleat("reload-agent", check=False)
+    status = mended.status("web")
+    assert status["state"] == "failed"
+    assert status["exit_code"] == 125
+    assert tool.rpartition("/")[2] in status["error"]
+    assert samples.identity(mended, "stays") == before
+    mended.run(["mv", "-f", f"{tool}.kept", tool])
+    mended.cleat("start", "web")
+    assert mended.status("web")["state"] == "running"
+    assert samples.faults(mended) == []
+
+
+def test_conmon_killed(clean: Host) -> None:
+    samples.run(clean, web=samples.definition())
+    before = clean.status("web")
+    clean.run(["kill", "-9", str(before["conmon_pid"])])
+    lost = clean.wait_event("web", "lost")
+    assert lost["CODE"]
+    clean.wait_event("web", "ready", since=None)
+    clean.wait_journal("CLEAT_CONTAINER=web", "CLEAT_EVENT=backoff")
+    clean.wait_journal(
+        "CLEAT_CONTAINER=web", "CLEAT_EVENT=ready", where=lambda e: e["CONTAINER_ID_FULL"] != before["id"]
+    )
+    after = clean.status("web")
+    assert after["id"] != before["id"]
+    assert not clean.exists(f"/proc/{before['pid']}")
+    assert not clean.exists(f"/run/cleat/b/{before['id']}")
+
+
+def test_the_runtime_goes_while_a_container_runs(mended: Host) -> None:
+    samples.run(mended, web=samples.definition())
+    mended.run(["mv", CRUN, f"{CRUN}.kept"])
+    mended.cleat("stop", "web")
+    assert mended.status("web")["state"] == "inactive"
+    mended.run(["mv", f"{CRUN}.kept", CRUN])
+    mended.cleat("start", "web")
+    assert mended.status("web")["state"] == "running"
+
+
+def test_the_bus_is_restarted(clean: Host) -> None:
+    samples.run(clean, web=samples.definition(), other=samples.definition())
+    before = {name: samples.identity(clean, name) for name in ("web", "other")}
+    clean.run(["systemctl", "restart", "dbus.service"])
+    clean.wait_journal("CLEAT_EVENT=bus-back")
+    assert {name: samples.identity(clean, name) for name in before} == before
+    clean.run(["systemctl", "stop", "cleat-web.scope"])
+    clean.wait_event("web", "stopped")
+    samples.add(clean, new=samples.definition())
+    clean.reload()
+    assert samples.states(clean) == {"web": "inactive", "other": "running", "new": "running"}
+    clean.cleat("restart", "other")
+    assert samples.faults(clean) == []
+
+
+def test_a_container_ends_while_the_bus_is_away(clean: Host) -> None:
+    samples.run(clean, web=samples.service(samples.SERVICE, 'restart = "no"'), again=samples.definition())
+    pids = [clean.status(name)["pid"] for name in ("web", "again")]
+    clean.run(f"systemctl stop dbus.service dbus.socket; kill -9 {pids[0]} {pids[1]}; systemctl start dbus.socket")
+    clean.wait_event("web", "exited")
+    clean.wait_journal("CLEAT_EVENT=bus-back")
+    clean.wait_journal(
+        "CLEAT_CONTAINER=again", "CLEAT_EVENT=ready", where=lambda e: clean.status("again")["restarts"] > 0
+    )
+    assert samples.states(clean) == {"web": "failed", "again": "running"}
+
+
+def test_the_manager_executes_itself_anew(clean: Host) -> None:
+    samples.run(clean, web=samples.definition())
+    before = samples.identity(clean, "web")
+    clean.run(["systemctl", "daemon-reexec"])
+    assert samples.identity(clean, "web") == before
+    samples.add(clean, new=samples.definition())
+    clean.reload()
+    clean.run(["systemctl", "stop", "cleat-web.scope"])
+    clean.wait_event("web", "stopped")
+    assert samples.states(clean) == {"web": "inactive", "new": "running"}
+
+
+@pytest.fixture
+def little_space(clean: Host) -> Iterator[Host]:
+    """/run/cleat is a file system of its own that a test can fill."""
+    clean.run("systemctl stop cleat.service; mount -t tmpfs -o size=2m,mode=711 little /run/cleat")
+    clean.run(["systemctl", "start", "cleat.service"])
+    yield clean
+    clean.run("rm -f /etc/cleat/containers/*; rm -f /run/cleat/ballast; cleat reload-agent", check=False)
+    clean.run("systemctl stop cleat.service; umount -l /run/cleat; systemctl start cleat.service")
+
+
+def test_no_space_is_said_and_survived(little_space: Host) -> None:
+    host = little_space
+    samples.run(host, stays=samples.definition())
+    before = samples.identity(host, "stays")
+    host.run("dd if=/dev/zero of=/run/cleat/ballast bs=4k 2>/dev/null", check=False)
+    samples.add(host, web=samples.service(samples.SERVICE, 'restart = "no"'))
+    host.cleat("reload-agent", check=False)
+    status: dict[str, Any] = host.status("web")
+    assert status["state"] == "failed"
+    assert "No space left" in status["error"]
+    assert samples.identity(host, "stays") == before
+    host.cleat("stop", "stays")
+    assert host.status("stays")["state"] == "inactive"
+    host.run(["rm", "/run/cleat/ballast"])
+    for name in ("web", "stays"):
+        host.cleat("start", name)
+    assert samples.states(host) == {"web": "running", "stays": "running"}
+    assert samples.faults(host) == []
