@@ -14,6 +14,7 @@ import dataclasses
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ from agent import cgroup
 from agent import paths as all_paths
 from agent.container import record as records
 from agent.container.events import StopRequested
+from agent.container.forward import Forward, is_journal
 from agent.container.guard import Guard, clear_dead, clear_locked, lock, unlock
 from agent.container.host import Host
 from agent.container.launch import Running
@@ -86,6 +88,7 @@ class Foreground:
     """Runs one container to its end."""
 
     _guard: Guard
+    _forwards: Sequence[Forward] = ()
     _terminal: Terminal | None = None
     _told_ready = False
 
@@ -110,6 +113,7 @@ class Foreground:
         await scopes.subscribe()
         host = self._host(scopes)
         host.cgroup_root = await scopes.manager_cgroup()
+        host.stdio = self._stdio()
         for folder in (self.paths.bundles, self.paths.records, self.paths.runtime / "runtime"):
             folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         await clear_dead(host)
@@ -124,8 +128,9 @@ class Foreground:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         self.supervisor.begin()
         await self.supervisor.stopped()
-        if self._terminal is not None:
-            self._terminal.close()
+        for output in (*self._forwards, self._terminal):
+            if output is not None:
+                output.close()
         is_clean = not self.supervisor.last_id or not self.paths.bundle(self.supervisor.last_id).exists()
         if is_clean:
             records.remove(self.paths.records, self.supervisor.name)
@@ -137,8 +142,16 @@ class Foreground:
 
     def _host(self, scopes: Scopes) -> Host:
         host = Host(self.paths, self.config, scopes, self.fd_store)
-        host.scope_prefix, host.bound_to, host.stdio = FOREGROUND, own_unit(), (1, 2)
+        host.scope_prefix, host.bound_to = FOREGROUND, own_unit()
         return host
+
+    def _stdio(self) -> tuple[int, int]:
+        """The container's stdout and stderr: the caller's own, or pipes to where the journal is the caller's."""
+        stream = os.environ.get("JOURNAL_STREAM", "")
+        found = [Forward(fd) if is_journal(fd, stream) else None for fd in (1, 2)]
+        self._forwards = [forward for forward in found if forward is not None]
+        out, err = (forward.write_end if forward else fd for fd, forward in zip((1, 2), found, strict=True))
+        return out, err
 
     def guard(self) -> None:
         """Have somebody clean up should this process be killed. To be called before there is an event loop."""
@@ -152,6 +165,8 @@ class Foreground:
     def _about_to_run(self, running: Running) -> None:
         """The container exists, its program does not run yet."""
         self._guard.watch(running.id, running.supervisor_cgroup)
+        for forward in self._forwards:
+            forward.handed_over()
         if self.definition.container.terminal:
             self._terminal = Terminal(self.paths.bundle(running.id))
 

@@ -71,7 +71,7 @@ class HealthCheck:
         self._running = running
         self._post = post
         self._started_at = started_at
-        self._is_fresh = not health
+        self._is_fresh = health in {"", STARTING}
         self._progress = Progress(health or STARTING, 0, is_started=health in {HEALTHY, UNHEALTHY})
         self._unpaused = asyncio.Event()
         self._unpaused.set()

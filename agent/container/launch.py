@@ -209,6 +209,7 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
             ) from e
         undo.pop_all()
     watcher.close()
+    bundle.close()
     return running
 
 
@@ -219,6 +220,7 @@ async def _prepare(
     undo.push_async_callback(storage.remove_tree, path, host.paths.overlay(container_id))
     bundles.make_folder(path)
     gathered = await gather(host, container, path)
+    undo.callback(gathered.close)
     extras = Extras(
         listen_fds=len(start.listen_fds),
         listen_fdnames=start.listen_fdnames,

@@ -30,7 +30,7 @@ from agent.container.events import (
     StopRequested,
     WatchdogExpired,
 )
-from agent.container.health import HealthCheck
+from agent.container.health import STARTING, HealthCheck
 from agent.container.idle import IdleWatch
 from agent.container.launch import Running
 from agent.container.outcome import Cause, Outcome
@@ -332,6 +332,7 @@ class Run:
                 health=self.owner.health,
             )
             self._health.start()
+            self.owner.health = self.owner.health or STARTING
 
     def set_paused(self, *, paused: bool) -> None:
         """A frozen container is not probed, and its watchdog waits."""

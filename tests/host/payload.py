@@ -81,7 +81,7 @@ class Payload:
     def run(self) -> None:
         """Until SIGTERM, which is looked at between requests only: none is left half done."""
         ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
+        theirs.settimeout(0)
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.set_wakeup_fd(theirs.fileno())
         self.poll.register(ours, select.EPOLLIN)
@@ -106,7 +106,7 @@ class Payload:
             return
         connection, _ = sock.accept()
         with connection:
-            connection.setblocking(True)
+            connection.settimeout(None)
             text = connection.recv(4096).decode().strip()
             connection.sendall(f"{text} {os.environ['HOSTNAME']}\n".encode())
 

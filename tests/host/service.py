@@ -70,7 +70,9 @@ class Service:
     def started(self, *, since: str | None = None) -> Entry:
         """Wait until its program says that it listens."""
         return self.host.wait_journal(
-            f"CONTAINER_NAME={self.name}", since=since, where=lambda entry: entry["MESSAGE"].strip() == "payload started"
+            f"CONTAINER_NAME={self.name}",
+            since=since,
+            where=lambda entry: entry["MESSAGE"].strip() == "payload started",
         )
 
     def tell(self, *commands: str) -> list[Any]:

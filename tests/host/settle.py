@@ -59,7 +59,9 @@ def files() -> list[str]:
 
 
 def is_shared(folder: Path) -> bool:
-    return folder.parent == RUN or folder.parent == RUN / "runtime"
+    """Made once, kept for later containers; below `foreground` are those of `cleat run`."""
+    parent = RUN / "foreground" if folder.is_relative_to(RUN / "foreground") else RUN
+    return folder.parent in (RUN, parent, parent / "runtime")
 
 
 def is_cache(path: Path) -> bool:

@@ -193,7 +193,7 @@ def test_sockets_of_the_unit_are_passed_on(alone: Host) -> None:
     path = f"{FOLDER}/given.toml"
     alone.write(path, payload.text('[[socket]]\nname = "mine"\nlisten_stream = "127.0.0.1:8092"\n'))
     alone.run(["rm", f"/etc/cleat/containers/{payload.name}.toml"])
-    unit = "[Service]\nType=notify\nNotifyAccess=all\nExecStart=cleat run {path}\n".format(path=path)
+    unit = f"[Service]\nType=notify\nNotifyAccess=all\nExecStart=cleat run {path}\n"
     alone.write("/run/systemd/system/given.service", unit)
     addresses = "ListenStream=127.0.0.1:8091\nListenStream=127.0.0.1:8092\n"
     alone.write("/run/systemd/system/given.socket", f"[Socket]\n{addresses}FileDescriptorName=unit\n")

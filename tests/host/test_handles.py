@@ -85,17 +85,13 @@ def test_start_waits_for_readiness_and_says_why_not(unit: Host) -> None:
 
 @pytest.mark.parametrize(("code", "state", "result"), [(0, "inactive", "success"), (3, "failed", "exit-code")])
 def test_the_end_shows(unit: Host, code: int, state: str, result: str) -> None:
-    unit.rootfs("bb")
-    unit.run("rm -f /srv/bb/go; mkfifo /srv/bb/go")
-    define(unit, "job", f"read x </go; exit {code}", service='restart = "no"')
+    define(unit, "job", f"sleep 0.7; exit {code}", service='restart = "no"')
     unit.reload()
     unit.cleat("start", "job")
     wait_handle(unit, "job", "active")
-    unit.run("echo go >/srv/bb/go")
     wait_handle(unit, "job", state)
     found = handle(unit, "job")
     assert (found["ActiveState"], found["Result"], found["ExecMainStatus"]) == (state, result, str(code))
-    unit.run("rm /srv/bb/go")
 
 
 def test_killed_payload_and_killed_conmon(unit: Host) -> None:
@@ -134,7 +130,7 @@ def test_a_stop_that_needs_sigkill_is_no_failure(unit: Host) -> None:
 
 def test_restarts_by_the_agent_show_and_can_be_stopped(unit: Host) -> None:
     """A clean end runs the unit's ExecStop=; that must not stop what is about to be restarted."""
-    define(unit, "loop", "sleep 0.3", service='restart = "always"\nrestart_sec = "1s"\nrestart_steps = 0')
+    define(unit, "loop", "sleep 1.5", service='restart = "always"\nrestart_sec = "1s"\nrestart_steps = 0')
     unit.reload()
     systemctl(unit, "start", "cleat@loop")
     first = handle(unit, "loop")["MainPID"]

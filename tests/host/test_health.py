@@ -47,7 +47,12 @@ def test_never_healthy_is_never_ready(clean: Host) -> None:
 
 @pytest.mark.parametrize(
     ("action", "event", "state"),
-    [("none", "unhealthy", "running"), ("restart", "backoff", ""), ("stop", "stopped", "inactive"), ("kill", "backoff", "")],
+    [
+        ("none", "unhealthy", "running"),
+        ("restart", "backoff", ""),
+        ("stop", "stopped", "inactive"),
+        ("kill", "backoff", ""),
+    ],
 )
 def test_unhealthy(good: Host, action: str, event: str, state: str) -> None:
     define(good, CHECK + QUICK + f'on_failure = "{action}"\n')

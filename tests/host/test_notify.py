@@ -78,7 +78,9 @@ def test_never_ready(clean: Host, restart: str, event: str, state: str) -> None:
 
 
 def test_a_start_may_be_extended_over_agents(clean: Host) -> None:
-    slow = Service(clean, "slow").define(CONTAINER + 'timeout_start_sec = "1s"\n', at_start="EXTEND_TIMEOUT_USEC=60000000")
+    slow = Service(clean, "slow").define(
+        CONTAINER + 'timeout_start_sec = "1s"\n', at_start="EXTEND_TIMEOUT_USEC=60000000"
+    )
     with clean.start(["cleat", "reload-agent"]):
         slow.started()
         kill_agent(clean)
@@ -101,7 +103,9 @@ def test_stopping_by_itself(clean: Host) -> None:
 
 
 def test_stopping_without_an_end_is_ended(clean: Host) -> None:
-    service = Service(clean, "noti").define(CONTAINER + 'restart = "no"\ntimeout_stop_sec = "300ms"\n', at_start="READY=1")
+    service = Service(clean, "noti").define(
+        CONTAINER + 'restart = "no"\ntimeout_stop_sec = "300ms"\n', at_start="READY=1"
+    )
     clean.reload()
     service.notify("STOPPING=1")
     service.event("exited")

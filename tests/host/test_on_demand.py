@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from tests.host.hosts import Host
 from tests.host.service import Service, kill_agent
 from tests.host.test_sockets import ask
@@ -85,7 +87,7 @@ def test_a_stop_by_a_person_is_final_until_a_start(clean: Host) -> None:
         assert client.stdout is not None
         client.stdin.write(b"anybody\n")
         client.stdin.close()
-        clean.run("until ss -Htn state established 'sport = 8081' | grep -q .; do :; done")
+        clean.run("until ss -Htn state connected 'sport = 8081' | grep -q .; do :; done")
         clean.reload()
         kill_agent(clean)
         assert service.status["state"] == "inactive"
@@ -99,7 +101,7 @@ def test_stop_before_the_first_connection(clean: Host) -> None:
     clean.reload()
     clean.cleat("stop", "lazy")
     with clean.start(["socat", "-t20", "-", ADDRESS]):
-        clean.run("until ss -Htn state established 'sport = 8081' | grep -q .; do :; done")
+        clean.run("until ss -Htn state connected 'sport = 8081' | grep -q .; do :; done")
         clean.reload()
         assert service.status["state"] == "inactive"
 
@@ -134,26 +136,16 @@ def test_a_start_that_fails_does_not_spin(clean: Host) -> None:
     clean.rootfs("busybox")
     clean.definition(
         "broken",
-        'rootfs = "/srv/busybox"\ncommand = ["/bin/false"]\n[service]\nrestart = "no"\nrestart_sec = "200ms"\n' + STREAM,
+        'rootfs = "/srv/busybox"\ncommand = ["/bin/false"]\n[service]\nrestart = "no"\nrestart_sec = "200ms"\n'
+        + STREAM,
     )
     clean.reload()
     with clean.start(["socat", "-t30", "-", ADDRESS]):
-        third = clean.wait_journal(
-            "CLEAT_CONTAINER=broken", "CLEAT_EVENT=exited", where=_third()
-        )
+        count = itertools.count(1)
+        third = clean.wait_journal("CLEAT_CONTAINER=broken", "CLEAT_EVENT=exited", where=lambda _: next(count) == 3)
     starts = clean.journal("CLEAT_CONTAINER=broken", "CLEAT_EVENT=socket-triggered")
     first = int(starts[0]["__REALTIME_TIMESTAMP"])
     assert int(third["__REALTIME_TIMESTAMP"]) - first > 600_000
-
-
-def _third():  # type: ignore[no-untyped-def]
-    seen: list[object] = []
-
-    def is_third(entry: object) -> bool:
-        seen.append(entry)
-        return len(seen) == 3
-
-    return is_third
 
 
 def test_trigger_limit(clean: Host) -> None:

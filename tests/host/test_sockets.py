@@ -234,7 +234,7 @@ def test_clients_wait_while_nobody_serves(clean: Host) -> None:
         assert client.stdout is not None
         client.stdin.write(b"patience\n")
         client.stdin.close()
-        clean.run("until ss -Htn state established 'sport = 8071' | grep -q .; do :; done")
+        clean.run("until ss -Htn state connected 'sport = 8071' | grep -q .; do :; done")
         clean.run(["systemctl", "restart", "cleat"])
         clean.cleat("start", "late")
         assert client.stdout.read() == b"patience late\n"

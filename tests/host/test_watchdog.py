@@ -20,7 +20,9 @@ def test_missed(clean: Host) -> None:
 def test_counts_from_readiness(clean: Host) -> None:
     """A start may take longer than the watchdog's period."""
     service = Service(clean, "dog").define(TOML + 'watchdog_sec = "500ms"\n')
-    other = Service(clean, "other").define('[service]\nnotify = "container"\nrestart = "no"\ntimeout_start_sec = "1s"\n')
+    other = Service(clean, "other").define(
+        '[service]\nnotify = "container"\nrestart = "no"\ntimeout_start_sec = "1s"\n'
+    )
     with clean.start(["cleat", "reload-agent"]):
         service.started()
         other.event("exited")
@@ -50,7 +52,9 @@ def test_period_of_the_payload_survives_the_agent(clean: Host) -> None:
 
 def test_paused_containers_are_not_watched(clean: Host) -> None:
     service = Service(clean, "dog").define(TOML + 'watchdog_sec = "400ms"\n')
-    other = Service(clean, "other").define('[service]\nnotify = "container"\nrestart = "no"\ntimeout_start_sec = "1s"\n')
+    other = Service(clean, "other").define(
+        '[service]\nnotify = "container"\nrestart = "no"\ntimeout_start_sec = "1s"\n'
+    )
     with clean.start(["cleat", "reload-agent"]):
         service.started()
         service.tell("notify READY=1", "barrier")

@@ -42,7 +42,13 @@ def test_start_period() -> None:
 
 @pytest.mark.parametrize(
     ("results", "health", "is_started"),
-    [("-", STARTING, False), ("--", UNHEALTHY, False), ("+", STARTING, True), ("-++", HEALTHY, True), ("+-", UNHEALTHY, True)],
+    [
+        ("-", STARTING, False),
+        ("--", UNHEALTHY, False),
+        ("+", STARTING, True),
+        ("-++", HEALTHY, True),
+        ("+-", UNHEALTHY, True),
+    ],
 )
 def test_startup_command(results: str, health: str, *, is_started: bool) -> None:
     progress = after(STARTUP, results)
