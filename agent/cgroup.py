@@ -92,9 +92,11 @@ def processes(path: str) -> list[int]:
     return found
 
 
-def signal_all(path: str, signum: int) -> None:
-    """Send a signal to every process in the group and below, each verified to be there still when it is held."""
+def signal_all(path: str, signum: int, *, but: int = 0) -> None:
+    """Send a signal to every process in the group and below but one, each verified to be there when it is held."""
     for pid in processes(path):
+        if pid == but:
+            continue
         with suppress(OSError):
             fd = os.pidfd_open(pid)
             try:

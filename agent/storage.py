@@ -51,7 +51,7 @@ def _check(result: int, what: str, hint: str = "") -> None:
 
 
 @functools.cache
-def _host_mounts() -> int:
+def hold_host_mounts() -> int:
     """The mount namespace that this agent belongs to, held to come back to."""
     return os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -63,7 +63,7 @@ def private_mounts() -> Iterator[None]:
     Mounts made inside belong to whatever was spawned inside. Host mounts keep arriving and leaving there (slave), so
     the host can still unmount its disks. Raises RuntimeFailed.
     """
-    libc, home = _libc(), _host_mounts()
+    libc, home = _libc(), hold_host_mounts()
     _check(libc.unshare(_CLONE_NEWNS), "cannot make a mount namespace", "the agent needs CAP_SYS_ADMIN")
     try:
         _check(

@@ -10,8 +10,8 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -60,6 +60,7 @@ class Running:
         self.pidfd = pidfd
         self.stop_signal = stop_signal
         self.keep_root = False  # a checkpoint takes over what the run changed of its root
+        self.is_restored = False  # goes on from a checkpoint, where it was ready already
 
     @property
     def unit(self) -> str:
@@ -145,6 +146,21 @@ def conmon_command(
     )
 
 
+@asynccontextmanager
+async def _undone_on_failure() -> AsyncIterator[AsyncExitStack]:
+    """Steps to take if the block fails: all of them, also when a stop comes meanwhile."""
+    undo = AsyncExitStack()
+    try:
+        yield undo
+    except BaseException:
+        unwinding = asyncio.create_task(undo.aclose())
+        while not unwinding.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(unwinding)
+        unwinding.result()
+        raise
+
+
 async def launch(host: Host, definition: Definition, start: Start, on_created: Callable[[Running], None]) -> Running:
     """Start the container. `on_created` stores what is needed to find it again, before its program runs.
 
@@ -153,7 +169,7 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
     container = definition.container
     container_id, unit = secrets.token_hex(32), scope.scope_name(container.name, host.scope_prefix)
     place = placement(host.cgroup_root, container.cgroup, container.name, container_id, unit)
-    async with AsyncExitStack() as undo:
+    async with _undone_on_failure() as undo:
         try:
             async with asyncio.timeout(host.config.create_timeout_sec):
                 conmon = await host.conmon()
@@ -189,7 +205,8 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
                 await cgroups.take_charge(host, container, place)
                 undo.push_async_callback(cgroups.let_go, host, place)
                 on_created(running)
-                if restore is None:  # a restored payload runs already
+                running.is_restored = restore is not None
+                if not running.is_restored:  # a restored payload runs already
                     await runtime.start(container_id, container=container.name)
         except TimeoutError as e:
             limit = host.config.create_timeout_sec
@@ -207,7 +224,6 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
                 file=str(e.filename or ""),
                 why=e.strerror or str(e),
             ) from e
-        undo.pop_all()
     watcher.close()
     bundle.close()
     return running

@@ -140,7 +140,8 @@ class Run:
         self.watchdog_sec = service.watchdog_sec
         self._start_health()
         self._idle.start()
-        if service.type is not ServiceType.ONESHOT and service.notify in {Notify.CONMON, Notify.IGNORE}:
+        is_ready = service.notify in {Notify.CONMON, Notify.IGNORE} or self.running.is_restored
+        if service.type is not ServiceType.ONESHOT and is_ready:
             self._set_ready()
         else:
             self._allow_start(service.timeout_start_sec)

@@ -148,7 +148,7 @@ class Supervisor:
         """Send a signal to the payload's first process, or to all processes. Raises InvalidState when it is down."""
         running = self._need_running("signal")
         if everyone:
-            cgroup.signal_all(running.payload_cgroup, signum)
+            cgroup.signal_all(running.payload_cgroup, signum, but=running.conmon.pid)
         elif not running.payload.send_signal(signum):
             raise InvalidState("its process has ended already", container=self.name)
         self.event(journal.Event.KILLED, f"signal {signal.Signals(signum).name} sent to {self.name}")
@@ -410,6 +410,10 @@ class Supervisor:
                 await launch.tidy(self.host, running)
         except CleatError as e:
             self.event(journal.Event.UNCLEAN_LEFTOVER, f"{self.name} left something behind: {e}", error=e)
+        try:
+            await self.host.scopes.unwatch_stop(running.unit)
+        except CleatError as e:
+            logger.debug("%s", e)
         running.close()
         self.running = None
 

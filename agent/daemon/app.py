@@ -28,6 +28,7 @@ from agent.daemon.watching import Watch
 from agent.definition.agent_config import load_config
 from agent.definition.load import Loader
 from agent.errors import CleatError
+from agent.storage import hold_host_mounts
 from agent.systemd import journal
 from agent.systemd.bus import Bus
 from agent.systemd.fd_store import FdStore
@@ -77,6 +78,7 @@ class App:
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. Raises CleatError when the agent cannot even begin."""
         self._make_folders()
+        hold_host_mounts()
         process.null_fd()  # kept open; now, so that the number of fds says something
         self._watch_signals()
         async with self.notify.more_time():

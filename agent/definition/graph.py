@@ -2,7 +2,7 @@
 """Dependencies between definitions: names that are not there, cycles, the order of starting; pure.
 
 A container starts after everything that it names in `after`, `requires`, `wants` and `restart_with`, as far as that is
-started too, and after the container whose network it joins.
+started too, and after the containers whose namespaces it joins.
 """
 
 from __future__ import annotations
@@ -29,15 +29,20 @@ class Found(NamedTuple):
 def predecessors(container: Container) -> tuple[str, ...]:
     """Names that this container is started after."""
     names = [*container.after, *container.requires, *container.wants, *container.restart_with]
-    if joined := joined_network(container):
-        names.append(joined)
+    names += [name for _, name in joined(container)]
     return tuple(dict.fromkeys(names)) if names else ()
 
 
-def joined_network(container: Container) -> str:
-    """The container whose network this one joins; "" for none."""
-    kind, _, name = container.network.mode.partition(":")
-    return name if kind == "container" else ""
+def joined(container: Container) -> list[tuple[KeyPath, str]]:
+    """The containers whose namespaces this one joins, each with the key that says so."""
+    security = container.security
+    modes: list[tuple[KeyPath, str]] = [
+        (("network", "mode"), container.network.mode),
+        (("security", "pid"), security.pid),
+        (("security", "ipc"), security.ipc),
+        (("security", "uts"), security.uts),
+    ]
+    return [(path, mode.partition(":")[2]) for path, mode in modes if mode.startswith("container:")]
 
 
 def problems(containers: Containers, *, others: Iterable[str] = ()) -> list[Found]:
@@ -52,7 +57,7 @@ def _missing(container: Container, known: set[str]) -> Iterator[Found]:
     for path, name in _references(container):
         if name in known or template_of(name) in known:
             continue
-        is_needed = path[0] in {"requires", "network"}
+        is_needed = path[0] in {"requires", "network", "security"}
         hint = nearest_hint(name, known) or "add its definition, or remove the name"
         problem = Problem(path, f'there is no container "{name}"', hint, warning=not is_needed)
         yield Found(container.name, problem)
@@ -86,8 +91,7 @@ def _references(container: Container) -> Iterator[tuple[KeyPath, str]]:
     for key in ORDERING:
         for i, name in enumerate(getattr(container, key)):
             yield (key, i), name
-    if joined := joined_network(container):
-        yield ("network", "mode"), joined
+    yield from joined(container)
 
 
 def _cycle(containers: Containers, path: tuple[str, ...]) -> Found:

@@ -286,12 +286,21 @@ def _one_of(value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def _shared_or(value: str, choices: tuple[str, ...]) -> str:
+    """One of `choices`, or another container's namespace: container:NAME."""
+    kind, colon, rest = value.partition(":")
+    if colon and kind == "container":
+        values.check_name(rest)
+        return value
+    return _one_of(value, choices)
+
+
 def namespace(value: str) -> str:
-    return _one_of(value, ("private", "host"))
+    return _shared_or(value, ("private", "host"))
 
 
 def ipc(value: str) -> str:
-    return _one_of(value, ("private", "host", "none"))
+    return _shared_or(value, ("private", "host", "none"))
 
 
 def user_namespace(value: str) -> str:

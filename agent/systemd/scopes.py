@@ -60,6 +60,7 @@ class Scopes:
         self._on_stop_requested = on_stop_requested
         self.on_stop_queued = on_stop_requested
         """The same for a stop job that waits for its turn, of a scope whose Controller was a former connection."""
+        self._watched: set[str] = set()
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._removals: dict[str, asyncio.Event] = {}
         bus.on_signal("JobRemoved", self._job_removed)
@@ -155,10 +156,14 @@ class Scopes:
 
     async def watch_stop(self, unit: str) -> None:
         """Hear of stop jobs for a scope whose Controller was another connection (a Controller cannot be set again)."""
-        await self._bus.add_match(_new_job_rule(unit))
+        if unit not in self._watched:
+            self._watched.add(unit)
+            await self._bus.add_match(_new_job_rule(unit))
 
     async def unwatch_stop(self, unit: str) -> None:
-        await self._bus.remove_match(_new_job_rule(unit))
+        if unit in self._watched:
+            self._watched.discard(unit)
+            await self._bus.remove_match(_new_job_rule(unit))
 
     async def list(self, patterns: Sequence[str]) -> list[Unit]:
         (rows,) = await self._manager("ListUnitsByPatterns", "asas", [], list(patterns))

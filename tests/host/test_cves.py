@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 RUNTIMES = pytest.mark.parametrize("runtime", ["crun", "runc"])
 CANARY = "/run/canary"
+# Where the runtime makes the scope, the agent asks for these.
+_PROPERTIES = ("After", "CollectMode", "DefaultDependencies", "KillSignal", "TimeoutStopUSec")
 
 
 def refusal(host: Host, name: str, toml: str, *, runtime: str = "crun") -> str:
@@ -57,7 +59,7 @@ def test_2019_5736_programs_of_the_host_cannot_be_written(clean: Host, runtime: 
 @pytest.mark.parametrize("fd", [3, 7, 8, 9, 10])
 def test_2024_21626_no_working_directory_through_a_fd(clean: Host, runtime: str, fd: int) -> None:
     said = refusal(clean, "cwd", f'working_directory = "/proc/self/fd/{fd}"', runtime=runtime)
-    assert "working_directory" in said or "chdir" in said or "No such file" in said
+    assert "working_directory" in said or f"/proc/self/fd/{fd}" in said
 
 
 @RUNTIMES
@@ -170,7 +172,7 @@ def test_2024_3154_annotations_do_not_reach_systemd(clean: Host, runtime: str) -
     for mode in ("split", "enabled"):
         running(clean, "notes", f'annotations = {{ {table} }}\n[cgroup]\nmode = "{mode}"', runtime=runtime)
         kept = spec(clean, "notes").get("annotations", {})
-        ours = {f"org.systemd.property.{name}" for name in ("TimeoutStopUSec", "KillSignal", "CollectMode")}
+        ours = {f"org.systemd.property.{name}" for name in _PROPERTIES}
         assert set(kept) - ours == {"harmless"}
         assert "theirs" not in clean.unit("cleat-notes.scope", "Description")["Description"]
         warned = clean.wait_journal("CLEAT_CONTAINER=notes", where=lambda e: "annotations" in e["MESSAGE"])
@@ -193,7 +195,7 @@ def test_2024_3154_annotations_do_not_reach_systemd(clean: Host, runtime: str) -
     ],
 )
 def test_2022_0811_parameters_of_the_host_are_refused(clean: Host, name: str) -> None:
-    values = "sysctl kernel.core_pattern net.ipv4.ip_forward vm.overcommit_memory kernel.modprobe fs.suid_dumpable"
+    values = "sysctl kernel.core_pattern net.ipv4.ip_forward vm.overcommit_memory fs.suid_dumpable"
     before = clean.run(values).stdout
     said = refusal(clean, "knobs", f'[security]\nsysctls = {{ "{name}" = "1" }}')
     assert "sysctl" in said
