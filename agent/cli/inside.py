@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
 DETACH_KEYS = "ctrl-p,ctrl-q"
+# A client that does not read stalls the container in the end: conmon writes to each of them in turn.
+_READER_PATIENCE_SEC = 10.0
 _ALL = False  # Kill: the first process only
 
 
@@ -98,9 +100,10 @@ def _attach(bus: Bus, args: Namespace, keys: bytes) -> int:
             is_terminal=is_terminal,
             detach_keys=keys,
             on_signal=lambda number: args.sig_proxy and bool(bus.send("Kill", "sib", args.name, number, _ALL)),
+            patience=_READER_PATIENCE_SEC,
         )
         end = pumped.run()
-    if end is pump.End.DETACHED:
+    if end is pump.End.DETACHED and pumped.failure is None:
         print(f"\nDetached from {args.name}; it goes on running.", file=sys.stderr)
         return 0
     return _exit_code(pumped)

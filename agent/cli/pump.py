@@ -99,7 +99,9 @@ class Pump:
         is_terminal: bool,
         detach_keys: bytes,
         on_signal: Callable[[int], bool],
+        patience: float | None = None,
     ) -> None:
+        """`patience` is how long output may wait for its reader, in seconds; None = for ever."""
         self._link = link
         self._bus = bus
         self._answer_to = answer_to
@@ -107,6 +109,7 @@ class Pump:
         self._read_stdin = stdin
         self._keys = terminal.KeyMatcher(detach_keys if os.isatty(0) else b"")
         self._on_signal = on_signal
+        self._patience = patience
         self._pending = b""
         self._attached = True
         self._broken: set[int] = set()
@@ -206,12 +209,23 @@ class Pump:
             return
         try:
             while data:
-                data = data[os.write(fd, data) :]
-        except BlockingIOError:
-            select.select([], [fd], [])
-            self._write(fd, data)
+                if not select.select([], [fd], [], self._patience)[1]:
+                    self._stalled()
+                    return
+                with contextlib.suppress(BlockingIOError):
+                    # Writable means that this much fits into a pipe (pipe(7), PIPE_BUF): more could block.
+                    data = data[os.write(fd, data[: select.PIPE_BUF]) :]
         except OSError as error:
             self._output_failed(fd, error)
+
+    def _stalled(self) -> None:
+        """conmon waits for its slowest client, and the container for conmon: rather leave than stop both."""
+        self.failure = CleatError(
+            "left the container: nobody read its output here",
+            why=f"for {self._patience:g} s",
+            hint="cleat attach again",
+        )
+        self.end = End.DETACHED
 
     def _output_failed(self, fd: int, error: OSError) -> None:
         """Nobody reads it any more, or the disk is full: what the command would have got is a signal."""

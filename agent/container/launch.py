@@ -10,8 +10,8 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
@@ -28,6 +28,7 @@ from agent.container.outcome import UNKNOWN_EXIT_CODE, Cause, Outcome
 from agent.container.placement import Placement, cgroup_args, placement, require_possible, runtime_annotations
 from agent.container.record import Record
 from agent.container.restore import criu_reason
+from agent.container.undo import undone_on_failure
 from agent.definition.model import Cgroup, Container, Definition, LogDriver, Notify
 from agent.definition.model import Runtime as RuntimeSettings
 from agent.errors import CleatError, ConmonFailed, DeadlineExceeded, RuntimeFailed
@@ -146,21 +147,6 @@ def conmon_command(
     )
 
 
-@asynccontextmanager
-async def _undone_on_failure() -> AsyncIterator[AsyncExitStack]:
-    """Steps to take if the block fails: all of them, also when a stop comes meanwhile."""
-    undo = AsyncExitStack()
-    try:
-        yield undo
-    except BaseException:
-        unwinding = asyncio.create_task(undo.aclose())
-        while not unwinding.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.shield(unwinding)
-        unwinding.result()
-        raise
-
-
 async def launch(host: Host, definition: Definition, start: Start, on_created: Callable[[Running], None]) -> Running:
     """Start the container. `on_created` stores what is needed to find it again, before its program runs.
 
@@ -169,7 +155,7 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
     container = definition.container
     container_id, unit = secrets.token_hex(32), scope.scope_name(container.name, host.scope_prefix)
     place = placement(host.cgroup_root, container.cgroup, container.name, container_id, unit)
-    async with _undone_on_failure() as undo:
+    async with undone_on_failure() as undo:
         try:
             async with asyncio.timeout(host.config.create_timeout_sec):
                 conmon = await host.conmon()

@@ -7,6 +7,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.host.hosts import Host
 
 Json = dict[str, Any]
@@ -29,7 +31,8 @@ def shiftable_rootfs(host: Host, name: str) -> str:
 def definition(host: Host, name: str, toml: str = "", *, runtime: str = "crun") -> None:
     """A container that does nothing, unless `toml` (keys of the top level first, then tables) says otherwise."""
     before, bracket, after = f"\n{toml.strip()}\n".partition("\n[")
-    defaults = {"command": '["/bin/sleep", "infinity"]', "rootfs": f'"{host.rootfs("isolated")}"'}
+    loop = "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done"
+    defaults = {"command": json.dumps(["/bin/sh", "-c", loop]), "rootfs": f'"{host.rootfs("isolated")}"'}
     keys = [f"{key} = {value}" for key, value in defaults.items() if f"\n{key} = " not in before]
     host.definition(name, "\n".join([*keys, before, "[runtime]", f'name = "{runtime}"', bracket + after]))
 
@@ -40,6 +43,16 @@ def running(host: Host, name: str, toml: str = "", *, runtime: str = "crun") -> 
     host.reload()
     host.wait_event(name, "ready")
     return int(host.status(name)["pid"])
+
+
+def refusals(host: Host, definitions: Mapping[str, str], *, runtime: str = "crun") -> dict[str, str]:
+    """Why containers do not start, by name and in the words that a user sees; "" for one that runs."""
+    for name, toml in definitions.items():
+        keys, bracket, tables = toml.partition("[service]")
+        table = bracket or "\n[service]"
+        definition(host, name, f'{keys}{table}\nrestart = "no"\n{tables}', runtime=runtime)
+    host.cleat("reload-agent", check=False)
+    return {status["name"]: status["error"] for status in host.status() if status["name"] in definitions}
 
 
 def exec_in(host: Host, name: str, script: str, *options: str) -> str:
