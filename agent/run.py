@@ -118,6 +118,7 @@ class Foreground:
             folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         await clear_dead(host)
         held = lock(host, self.definition.name)
+        await self._guard.settle(scopes, self.definition.name)
         self.supervisor = Supervisor(host, self.definition, self._changed)
         self.supervisor.before_program = self._about_to_run
         self.supervisor.open_sockets()
@@ -164,7 +165,7 @@ class Foreground:
 
     def _about_to_run(self, running: Running) -> None:
         """The container exists, its program does not run yet."""
-        self._guard.watch(running.id, running.supervisor_cgroup)
+        self._guard.watch(running.id)
         for forward in self._forwards:
             forward.handed_over()
         if self.definition.container.terminal:

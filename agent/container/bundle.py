@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from agent import storage
-from agent.container import confinement, mounts
+from agent.container import confinement, mounts, rootless
 from agent.container.credentials import Secrets
 from agent.container.gather import Gathered
 from agent.container.host import Host
@@ -96,8 +96,9 @@ def prepare(
     if container.bundle:
         return _from_bundle(host, container, container_id, cgroup_path, extras, gathered)
     wanted = container.user or (root.image.user if root.image else "")
-    identity = users.identity_in_root(root.path, wanted, container.groups, container=container.name)
-    overlaid = not container.rootfs_writable
+    found = users.identity_in_root(root.path, wanted, container.groups, container=container.name)
+    identity = rootless.without_own_group(found)
+    overlaid = not container.rootfs_writable and not rootless.is_rootless()
     shown = overlaid or gathered.user_namespace is not None
     inputs = _inputs(
         host,
@@ -153,7 +154,8 @@ def _inputs(
     identity: Identity,
 ) -> SpecInputs:
     name = container.hostname or container.name.partition("@")[0]
-    path, mappings = host.paths.bundle(container_id), _mappings(gathered)
+    path = host.paths.bundle(container_id)
+    mappings = rootless.mappings() if rootless.is_rootless() else _mappings(gathered)
     owner = mappings.root if mappings.uids else (0, 0)
     privileged = container.security.privileged
     is_default = container.security.seccomp_profile in {"", "default"}
@@ -189,6 +191,7 @@ def _inputs(
         localtime=_localtime(container),
         init_path=_init(container),
         host_capabilities=oci_host.bounding_capabilities(),
+        rootless=rootless.is_rootless(),
     )
 
 

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from agent import cgroup
 from agent.conmon import command as conmon_command
+from agent.container import rootless
 from agent.container.host import Host
 from agent.container.launch import Running
 from agent.definition.model import Container
@@ -102,7 +103,7 @@ def identity(running: Running, user: str, container: str) -> Identity | None:
         with rootpath.opened_root(f"/proc/{running.payload.pid}/root") as root:
             # Looked at with the root held: it is this container's, not that of a later process with its number.
             if running.payload.is_alive():
-                return users.identity_in_root(root, user, container=container)
+                return rootless.without_own_group(users.identity_in_root(root, user, container=container))
     except OSError as e:
         raise InvalidState("its root cannot be entered", container=container, why=e.strerror or str(e)) from e
     raise InvalidState("its first process has ended", container=container, hint=f"cleat status {container}")

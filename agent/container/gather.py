@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.container import credentials, namespaces, userns, volumes
+from agent.container import credentials, namespaces, rootless, userns, volumes
 from agent.container.credentials import Secrets
 from agent.container.host import Host
 from agent.container.namespaces import Shared
@@ -52,6 +52,7 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
 
 async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
     """The bundle's folder exists already. Raises CleatError."""
+    rootless.check(container)
     root = find_root(host, container)
     asked = volumes.of_image(container, root.image.volumes) if root.image else ()
     folders = {

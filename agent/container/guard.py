@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looks after a foreground container whose `cleat run` may be killed: then the container ends and nothing is left.
 
-A fork, made before there is anything to take along, that sleeps on a pipe which its parent holds open. It is moved
-into the container's scope, so that it is not killed together with the caller's unit. When the pipe ends before the
+A fork, made before there is anything to take along, that sleeps on a pipe which its parent holds open. It has a scope
+of its own, so that it is killed neither with the caller's unit nor with the container. When the pipe ends before the
 parent was done, it does what the parent would have.
 """
 
@@ -17,16 +17,17 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
 from agent import cgroup
 from agent.conmon import monitor
 from agent.container import launch
 from agent.container import record as records
 from agent.container.host import Host
+from agent.container.scope import FOREGROUND
 from agent.errors import CleatError, InvalidState
+from agent.systemd.scopes import Property, Scopes
 
 _DONE = b"."
+_STOP_USEC = 15_000_000
 
 
 class Guard:
@@ -40,10 +41,18 @@ class Guard:
             _sleep_and_clean(theirs, clean_up)
         os.close(theirs)
 
-    def watch(self, container_id: str, group: str) -> None:
-        """There is a container now. Where the guard cannot be moved to the cgroup it stays with the caller."""
-        with suppress(CleatError):
-            cgroup.move(group, self.pid)
+    async def settle(self, scopes: Scopes, name: str) -> None:
+        """Move it to where it is safe. Raises ScopeFailed, DeadlineExceeded."""
+        properties: list[Property] = [
+            ("Description", "s", f"Cleans up behind cleat run of {name}"),
+            ("Slice", "s", "cleat.slice"),
+            ("TimeoutStopUSec", "t", _STOP_USEC),
+            ("CollectMode", "s", "inactive-or-failed"),
+        ]
+        await scopes.start(f"{FOREGROUND}guard:{name}.scope", self.pid, properties)
+
+    def watch(self, container_id: str) -> None:
+        """There is a container now."""
         os.write(self._ours, container_id.encode())
 
     def dismiss(self, *, is_clean: bool) -> None:
@@ -84,16 +93,14 @@ async def clear_container(host: Host, container_id: str) -> None:
     for record in records.read_all(host.paths.records):
         if record.id != container_id:
             continue
-        # Its own group only: the guard itself is in the scope.
-        payload = f"{record.cgroup}/{cgroup.PAYLOAD}" if record.cgroup else ""
-        if payload:
-            cgroup.kill(payload)
+        if record.cgroup:
+            cgroup.kill(record.cgroup)
         if record.conmon is not None and (pidfd := record.conmon.open_pidfd()) is not None:
             with suppress(CleatError):
                 await monitor.wait_ended(pidfd, deadline=5.0)
             os.close(pidfd)
         runtimes = [(await host.runtime(record.runtime))[0]] if record.runtime else []
-        await launch.clear(host, record.id, msgspec.structs.replace(record, cgroup=payload), runtimes)
+        await launch.clear(host, record.id, record, runtimes)
         records.remove(host.paths.records, record.name)
 
 

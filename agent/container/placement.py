@@ -15,6 +15,7 @@ is the agent, whose cgroup systemd empties when the agent is stopped, so conmon 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import assert_never
 
 import msgspec
@@ -178,5 +179,10 @@ def runtime_annotations(container: Container, place: Placement, *, stop_signal: 
         f"{prefix}CollectMode": "'inactive-or-failed'",
         # crun and runc turn them off, and then no shutdown stops the scope (crun(1), runc's systemd.md).
         f"{prefix}DefaultDependencies": "true",
-        f"{prefix}After": "[" + ", ".join(f"'{unit}'" for unit in wanted["After"][1]) + "]",
+        **{f"{prefix}{name}": _array(wanted[name][1]) for name in ("After", "Before", "Wants") if name in wanted},
     }
+
+
+def _array(units: Iterable[str]) -> str:
+    """GVariant's text for an array of strings."""
+    return "[" + ", ".join(f"'{unit}'" for unit in units) + "]"

@@ -31,6 +31,7 @@ from agent.container.events import (
     WatchdogExpired,
 )
 from agent.container.health import STARTING, HealthCheck
+from agent.container.hearing import Hearing
 from agent.container.idle import IdleWatch
 from agent.container.launch import Running
 from agent.container.outcome import Cause, Outcome
@@ -39,15 +40,12 @@ from agent.definition.model import HealthAction, Notify, Service, ServiceType
 from agent.errors import CleatError
 from agent.status import State
 from agent.systemd import journal
-from agent.systemd.fd_store import own_name
 from agent.systemd.notification import Notification, Phase
-from agent.systemd.notify_socket import NotifySocket
 
 if TYPE_CHECKING:
     from agent.container.supervisor import Supervisor
 
 _KILL_GRACE = 5.0
-_SAVE_SEC = 0.1
 _USEC = 1e6
 
 
@@ -65,11 +63,7 @@ class Run:
         self._cause: Cause | None = None
         self._step = 0
         self._killing: asyncio.Task[None] | None = None
-        self._errno = 0
-        self._text = owner.status_text
-        self._saving: asyncio.TimerHandle | None = None
-        self._saved_at = -math.inf
-        self._notify: NotifySocket | None = None
+        self._hearing = Hearing(self)
         self._health: HealthCheck | None = None
         self._idle = IdleWatch(owner.listening, self._became_idle)
 
@@ -92,15 +86,14 @@ class Run:
         else:
             self.post(Exited())
         try:
-            self._open_notify_socket()
+            self._hearing.open()
             if adopted:
                 self._take_up()
             else:
                 self._begin()
             while not isinstance(event := await self._events.get(), Exited):
                 self._handle(event)
-            if self._notify is not None:
-                owner.host.fd_store.forget(self._notify_name)
+            self._hearing.forget()
         finally:
             if pidfd >= 0:
                 loop.remove_reader(pidfd)
@@ -113,10 +106,7 @@ class Run:
     def close(self) -> None:
         """Stop listening and watching; the container is not touched."""
         self.timers.cancel_all()
-        if self._saving is not None:
-            self._saving.cancel()
-        if self._notify is not None:
-            self._notify.close()
+        self._hearing.close()
         while not self._events.empty():
             event = self._events.get_nowait()
             for fd in event.fds if isinstance(event, Notified) else ():
@@ -127,8 +117,7 @@ class Run:
 
     def _conmon_ended(self, pidfd: int) -> None:
         asyncio.get_running_loop().remove_reader(pidfd)
-        if self._notify is not None:
-            self._notify.drain()
+        self._hearing.drain()
         self.post(Exited())
 
     def _begin(self) -> None:
@@ -193,41 +182,19 @@ class Run:
 
     # What the payload says: sd_notify(3)
 
-    def _open_notify_socket(self) -> None:
-        folder = launch.notify_folder(self.owner.host, self.owner.definition.container, self.running.id)
-        if not folder:
-            return
-        self._notify = NotifySocket(
-            folder,
-            container=self.owner.name,
-            accepts=self._is_from_container,
-            on_notification=lambda message, fds: self.post(Notified(message, fds)),
-            stored_fd=self.owner.host.fd_store.take(self._notify_name),
-        )
-        self._notify.tracked.add(self.running.payload.pid)
-        self.owner.host.fd_store.store(self._notify_name, self._notify.fileno())
-
-    @property
-    def _notify_name(self) -> str:
-        return own_name("notify", self.running.id, self.owner.name)
-
-    def _is_from_container(self, pid: int) -> bool:
-        return cgroup.contains(self.running.payload_cgroup, pid)
-
     def _notified(self, message: Notification, fds: tuple[int, ...]) -> None:
         owner = self.owner
-        self._take_text(message)
+        self._hearing.take_text(message)
         if message.watchdog_usec is not None:
             self.watchdog_sec = message.watchdog_usec / _USEC
-            self._save_soon()
+            self._hearing.save_soon()
         if message.watchdog or message.watchdog_usec is not None:
             self._feed_watchdog()
         if message.watchdog_trigger:
             self.post(WatchdogExpired())
         if message.extend_timeout_usec is not None:
             self._extend(message.extend_timeout_usec / _USEC)
-        if message.fd_store or message.fd_store_remove:
-            self._keep_fds(message, fds)
+        self._hearing.keep_fds(message, fds)
         match message.phase:
             case Phase.READY:
                 self._payload_ready()
@@ -240,28 +207,6 @@ class Run:
                 self._payload_stops()
             case None:
                 pass
-
-    def _take_text(self, message: Notification) -> None:
-        """STATUS= and ERRNO=: one line for people."""
-        if message.status is None and message.errno is None:
-            return
-        self._text = self._text if message.status is None else message.status
-        if message.errno is not None:
-            self._errno = message.errno
-            self.owner.tell_handle(f"ERRNO={message.errno}")
-        error = f"error {self._errno}: {os.strerror(self._errno)}" if self._errno else ""
-        text = f"{self._text} ({error})" if self._text and error else self._text or error
-        if text != self.owner.status_text:
-            self.owner.set_status_text(text)
-            self._save_soon()
-
-    def _keep_fds(self, message: Notification, fds: tuple[int, ...]) -> None:
-        most = self._service.file_descriptor_store_max
-        refused = self.owner.listening.kept.hear(message, fds, most)
-        if refused:
-            text = f"{self.owner.name}: {refused} file descriptors not kept: file_descriptor_store_max is {most}"
-            self.owner.event(journal.Event.NOTIFY_REFUSED, text)
-        self.owner.save()
 
     def _payload_ready(self) -> None:
         if self.owner.ready:
@@ -294,7 +239,7 @@ class Run:
     def _extend(self, seconds: float) -> None:
         if self.timers.extend("start", seconds, StartTimedOut()):
             self.start_until = time.time() + seconds
-            self._save_soon()
+            self._hearing.save_soon()
         self.timers.extend("runtime", seconds, RuntimeMaxReached())
         if self._step == 0 and self.timers.extend("stop", seconds, StopOverdue()):
             self.owner.tell_handle(f"EXTEND_TIMEOUT_USEC={int((seconds + _KILL_GRACE) * _USEC)}")
@@ -303,22 +248,6 @@ class Run:
         """Count its period from now: once it is ready, as systemd does, and not while it stops or is frozen."""
         if self.watchdog_sec > 0 and self.owner.state is State.RUNNING and self.owner.ready:
             self.timers.set("watchdog", self.watchdog_sec, WatchdogExpired())
-
-    def _save_soon(self) -> None:
-        """Store what a payload says, which it may do often: at once, but no more than ten times a second."""
-        if self._saving is not None:
-            return
-        loop = asyncio.get_running_loop()
-        wait = self._saved_at + _SAVE_SEC - loop.time()
-        if wait > 0:
-            self._saving = loop.call_later(wait, self._save_now)
-        else:
-            self._save_now()
-
-    def _save_now(self) -> None:
-        self._saving = None
-        self._saved_at = asyncio.get_running_loop().time()
-        self.owner.save()
 
     # Health
 

@@ -36,6 +36,11 @@ def container_name(unit: str) -> str:
     return ""
 
 
+def after_target(name: str) -> str:
+    """Stands for a container towards those that are ordered after it, see units/cleat-after@.target."""
+    return f"cleat-after@{name}.target"
+
+
 def slice_path(name: str) -> str:
     """Where systemd puts a slice: a-b.slice lies in a.slice (systemd.slice(5))."""
     stem = name.removesuffix(".slice")
@@ -68,21 +73,24 @@ def properties(
 ) -> list[Property]:
     """The properties of a container's scope for StartTransientUnit.
 
-    It is ordered after the agent's target and the scopes of `after`: at shutdown it is stopped before them. It ends
+    It is ordered after the agent's target and the containers `after`: at shutdown it is stopped before them. It ends
     with the unit `bound_to`, where one is given.
     """
     title = f"Container {container.name}" + (f": {container.description}" if container.description else "")
-    order = [CONTAINERS_TARGET, *(scope_name(name) for name in after)]
+    before_it = [after_target(name) for name in after]
     found: list[Property] = [
         ("Description", "s", title),
         ("Documentation", "as", ["man:cleat(1)", "man:cleat-container.toml(5)"]),
         ("Slice", "s", container.cgroup.slice),
-        ("After", "as", order),
+        ("After", "as", [CONTAINERS_TARGET, *before_it]),
+        ("Before", "as", [after_target(container.name)]),
         ("Delegate", "b", True),
         ("CollectMode", "s", "inactive-or-failed"),
         ("KillSignal", "i", stop_signal),
         ("TimeoutStopUSec", "t", _usec(container.service.timeout_stop_sec + STOP_MARGIN_SEC)),
     ]
+    if before_it:
+        found.append(("Wants", "as", before_it))
     if bound_to:
         found.append(("BindsTo", "as", [bound_to]))
     return found + limits(container)

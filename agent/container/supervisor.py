@@ -555,6 +555,8 @@ class Supervisor:
     ) -> None:
         """One journal entry about this container."""
         fields: dict[str, str | int | float] = {}
+        if self.status_text:
+            fields["STATUS_TEXT"] = self.status_text
         if outcome is not None and outcome.error_code:
             fields["CODE"] = outcome.error_code
         if delay is not None:

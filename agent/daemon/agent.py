@@ -212,6 +212,7 @@ class Agent:
         supervisor = self.supervisors.get(name)
         if supervisor is None:
             supervisor = self._create(definition)
+            self._changed(supervisor)
         else:
             await supervisor.set_definition(definition, live=live)
         if not live and definition.container.autostart:

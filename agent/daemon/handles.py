@@ -305,11 +305,17 @@ class Handles:
         scopes, unit = self._agent.host.scopes, handle_name(name)
         try:
             for _ in range(2):
+                cancelled = False
                 try:
-                    await scopes.start_unit(unit, wait=True, deadline=_JOB_SEC)
+                    cancelled = not await scopes.join_in(unit, deadline=_JOB_SEC)
                 except CleatError as e:
                     logger.debug("%s: %s", unit, e)
                 if handle.called.is_set():
+                    return
+                if cancelled:
+                    # systemctl stop came before the unit's client: that was meant for the container.
+                    if not await scopes.is_shutting_down():
+                        await self._agent.stop_with_dependents(name, None)
                     return
             # Nobody came, so it was active all the time, or cannot be started (masked).
             handle.shown = await scopes.main_pid(unit)

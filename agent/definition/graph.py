@@ -64,16 +64,9 @@ def _missing(container: Container, known: set[str]) -> Iterator[Found]:
 
 
 def _contradictions(containers: Containers, name: str) -> Iterator[Found]:
-    """Names that shall run together and must not; pairs of which only one can start by itself."""
+    """Pairs of which only one can start by itself."""
     container = containers[name]
     for i, other in enumerate(container.conflicts):
-        if other == name:
-            yield Found(name, Problem(("conflicts", i), "it conflicts with itself", "remove the name"))
-            continue
-        for key in ("requires", "wants", "restart_with"):
-            if other in getattr(container, key):
-                hint = f"remove the name from conflicts or from {key}"
-                yield Found(name, Problem(("conflicts", i), f'"{other}" is in {key} too', hint))
         known = containers.get(other)
         if known is not None and container.autostart and known.autostart:
             first, second = sorted((name, other))

@@ -53,7 +53,7 @@ def _normalise(name: str, key: str) -> str:
 def effective_bounding(security: Security, available: frozenset[str] | None) -> frozenset[str]:
     """The bounding set: podman's defaults (all of `available` when privileged), plus added, minus dropped.
 
-    Dropping ALL leaves what is added by name. Raises InvalidArgument for one both added and dropped.
+    Dropping ALL leaves what is added by name. Raises InvalidArgument for one both added and dropped, or not available.
     """
     everything = frozenset(KNOWN) if available is None else available & frozenset(KNOWN)
     added = normalise(security.capabilities_add, "security.capabilities_add")
@@ -64,6 +64,13 @@ def effective_bounding(security: Security, available: frozenset[str] | None) -> 
             f"{min(both)} is both added and dropped",
             key="security.capabilities_add",
             hint="name it in one list",
+        )
+    if missing := (added | ambient) - {_ALL} - everything:
+        raise InvalidArgument(
+            f"{min(missing)} cannot be given to a container",
+            key="security.capabilities_add",
+            why="the agent does not have it itself",
+            hint="see CapabilityBoundingSet= in cleat.service",
         )
     base = everything if security.privileged or _ALL in added else DEFAULT
     kept = frozenset() if _ALL in dropped else base - dropped

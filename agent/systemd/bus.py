@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from dbus_next import BusType, Message, MessageType, NameFlag, RequestNameReply, Variant
@@ -82,6 +84,13 @@ def _error_of(reply: Message, what: str) -> CleatError:
     return UnitExists(what, why=why) if name.endswith(".UnitExists") else ScopeFailed(what, why=why)
 
 
+def _address(kind: BusType) -> str:
+    """Where the user's bus is if nobody says so (sd_bus_open_user(3)); "" = as the library finds it."""
+    folder = os.environ.get("XDG_RUNTIME_DIR", "")
+    is_silent = kind is BusType.SESSION and folder and "DBUS_SESSION_BUS_ADDRESS" not in os.environ
+    return f"unix:path={folder}/bus" if is_silent else ""
+
+
 class Peer(NamedTuple):
     name: str
     pid: int
@@ -121,7 +130,8 @@ class Bus:
 
     async def connect(self) -> None:
         """Connect and set up what was asked for before. Raises BusLost."""
-        bus = MessageBus(bus_type=self._type)
+        address = _address(self._type)
+        bus = MessageBus(address) if address else MessageBus(bus_type=self._type)
         try:
             async with asyncio.timeout(_CALL_TIMEOUT):
                 await bus.connect()
@@ -149,6 +159,10 @@ class Bus:
                 await self.connection.wait_for_disconnect()
             except Exception as e:  # noqa: BLE001 the library passes on whatever its reader met
                 logger.debug("bus connection ended: %s", e)
+            # The library leaves that to the garbage collector.
+            for end in (self._bus._stream, self._bus._sock):  # noqa: SLF001
+                with suppress(OSError, ValueError):
+                    end.close()
             self._lost.set_result(None)
             self._bus = None
             if self._is_closing():

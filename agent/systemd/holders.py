@@ -31,7 +31,7 @@ def holder_of(inodes: Iterable[int]) -> str:
         if pid != os.getpid() and _holds(pid, wanted):
             return f"{_command(pid)} (pid {pid})"
         if time.monotonic() > deadline:
-            return ""
+            break
     return "this agent" if _holds(os.getpid(), wanted) else ""
 
 

@@ -193,6 +193,13 @@ class Scopes:
         """Queue a start job, and with `wait` see its end. Raises ScopeFailed, DeadlineExceeded."""
         await self._run_job("StartUnit", unit, wait=wait, deadline=deadline)
 
+    async def join_in(self, unit: str, *, deadline: float = 90.0) -> bool:
+        """Start a unit as far as nobody wants otherwise, and see the job's end; False when somebody cancelled it.
+
+        Raises ScopeFailed, also for a stop job in the way, and DeadlineExceeded.
+        """
+        return await self._end_of_job("StartUnit", unit, "fail", deadline) != "canceled"
+
     async def stop(self, unit: str, *, wait: bool = True, deadline: float = 90.0) -> None:
         """Queue a stop job, and with `wait` see its end. A unit that is not loaded counts as stopped."""
         try:
@@ -205,17 +212,22 @@ class Scopes:
         if not wait:
             await self._manager(member, "ss", unit, "replace")
             return
+        result = await self._end_of_job(member, unit, "replace", deadline)
+        if result != "done":
+            raise ScopeFailed(f"systemd's job for {unit} ended as {result!r}", hint=f"journalctl -u {unit}")
+
+    async def _end_of_job(self, member: str, unit: str, mode: str, deadline: float) -> str:
         waiter = self._jobs[unit] = asyncio.get_running_loop().create_future()
         try:
-            await self._manager(member, "ss", unit, "replace")
+            await self._manager(member, "ss", unit, mode)
             async with asyncio.timeout(deadline):
-                result = await waiter
+                return str(await waiter)
         except TimeoutError as e:
+            if isinstance(e, CleatError):
+                raise
             raise DeadlineExceeded(f"systemd did not end its job for {unit} within {deadline:g} s") from e
         finally:
             self._jobs.pop(unit, None)
-        if result != "done":
-            raise ScopeFailed(f"systemd's job for {unit} ended as {result!r}", hint=f"journalctl -u {unit}")
 
     async def reset_failed(self, unit: str) -> None:
         """Forget a failed unit, so that its name can be used again; nothing happens when it is not there."""

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.host.hosts import Host
+    from tests.host.hosts import Host, Result
 
 ROOT = "/srv/base"
 """Made by `Host.rootfs("base")`."""
@@ -48,7 +48,19 @@ def identity(host: Host, name: str) -> tuple[Any, ...]:
 
 
 def states(host: Host) -> dict[str, str]:
-    return {status["name"]: status["state"] for status in host.status()}
+    """All containers but those whose definition was refused before anything ran."""
+    return {s["name"]: s["state"] for s in host.status() if s["error_code"] != "definition-rejected" or s["id"]}
+
+
+def refused(host: Host) -> set[str]:
+    return {s["name"] for s in host.status() if s["error_code"] == "definition-rejected"}
+
+
+def reload_with_problems(host: Host) -> Result:
+    """A reload that takes in what is good; its exit code says that not everything was."""
+    result = host.cleat("reload-agent", check=False, timeout=120)
+    assert result.returncode == 1, result
+    return result
 
 
 def agent_restarted(host: Host, *how: str) -> None:

@@ -75,7 +75,7 @@ def test_manager_methods(web: Host) -> None:
 
 def test_container_objects(web: Host) -> None:
     before = web.run(["busctl", "tree", "--list", NAME]).stdout.split()
-    assert before == ["/org", "/org/cleat", PATH, f"{PATH}/container", WEB]
+    assert before[-3:] == [PATH, f"{PATH}/container", WEB]
     objects = value(call(web, "GetManagedObjects", interface="org.freedesktop.DBus.ObjectManager"))[0]
     assert objects[WEB][CONTAINER]["State"]["data"] == "inactive"
     assert prop(web, "ExitCode") == -1
@@ -123,7 +123,10 @@ def test_error_names(web: Host) -> None:
         call(web, "Start", "s", "nosuch", check=False)
         web.run(["busctl", "set-property", NAME, WEB, CONTAINER, "State", "s", "x"], check=False)
         web.run(["busctl", "get-property", NAME, WEB, CONTAINER, "Nope"], check=False)
-        names = [json.loads(monitor.stdout.readline())["error_name"] for _ in range(3)]
+        names: list[str] = []
+        while len(names) < 3:
+            entry = json.loads(monitor.stdout.readline())
+            names += [entry["error_name"]] if entry["type"] == "error" else []
     assert names == [
         f"{NAME}.Error.NoSuchContainer",
         "org.freedesktop.DBus.Error.PropertyReadOnly",
@@ -162,6 +165,7 @@ def test_signals_for_those_who_subscribed(web: Host) -> None:
         assert json.loads(listener.stdout.readline()) == []
         call(web, "Start", "s", "web-1")
         states: list[str] = []
+        member = ""
         while states[-1:] != ["running"]:
             member, changed = json.loads(listener.stdout.readline())
             assert member == "PropertiesChanged"
@@ -185,7 +189,7 @@ def test_who_leaves_is_forgotten(web: Host) -> None:
     with web.start(["busctl", "monitor", "--json=short", NAME]) as monitor:
         assert monitor.stdout is not None
         call(web, "Stop", "st", "web-1", "0")
-        seen = []
+        seen: list[str] = []
         while (entry := json.loads(monitor.stdout.readline())).get("type") != "method_return" or not seen:
             seen.append(entry.get("member"))
     assert "PropertiesChanged" not in seen

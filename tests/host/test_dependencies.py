@@ -66,7 +66,7 @@ def test_a_failed_requirement_fails_the_start(clean: Host) -> None:
     define(clean, "fan", keys='wants = ["job"]')
     clean.reload()
     failed = clean.cleat("start", "web", check=False)
-    assert failed.returncode == 1
+    assert failed.returncode != 0
     assert "job is required and failed" in failed.stderr
     assert clean.run(["systemctl", "start", "cleat@web"], check=False).returncode == 1
     clean.cleat("start", "fan")
@@ -118,4 +118,4 @@ def test_check_names_cycles_and_what_is_missing(clean: Host) -> None:
     said = checked.stdout + checked.stderr
     assert "a after b after c after a" in said
     assert 'there is no container "dbb"' in said
-    assert '"a" is in requires too' in said
+    assert '"a" is also required or wanted' in said

@@ -26,11 +26,11 @@ listen_stream = "notaport"
 """
 PLACES = {
     ("comand", 2, 1),
-    ("service.restart", 5, 11),
-    ("service.timeout_stop_sec", 6, 20),
-    ("resources.memory_max", 8, 14),
-    ("resources.tasks_max", 9, 13),
-    ("socket[0].listen_stream", 11, 17),
+    ("service.restart", 5, 1),
+    ("service.timeout_stop_sec", 6, 1),
+    ("resources.memory_max", 8, 1),
+    ("resources.tasks_max", 9, 1),
+    ("socket[0].listen_stream", 11, 1),
 }
 
 
@@ -40,7 +40,7 @@ def places(found: list[dict[str, Any]]) -> set[tuple[str, int, int]]:
 
 def test_every_mistake_at_once_with_its_place(clean: Host) -> None:
     samples.add(clean, bad=BAD, good=samples.definition())
-    clean.reload()
+    samples.reload_with_problems(clean)
     assert clean.status("good")["state"] == "running"
     result = clean.cleat("check", "--json", check=False)
     assert result.returncode == 1
@@ -64,10 +64,10 @@ def test_every_mistake_at_once_with_its_place(clean: Host) -> None:
 def test_a_mistake_is_told_once_until_it_changes(clean: Host) -> None:
     samples.add(clean, bad="comand = 1\n" + samples.definition())
     for _ in range(3):
-        clean.reload()
+        samples.reload_with_problems(clean)
     assert len(clean.journal("CLEAT_EVENT=definition-rejected")) == 1
     samples.add(clean, bad="comandd = 1\n" + samples.definition())
-    clean.reload()
+    samples.reload_with_problems(clean)
     assert len(clean.journal("CLEAT_EVENT=definition-rejected")) == 2
 
 
@@ -88,17 +88,14 @@ def test_the_last_good_definition_stays(clean: Host) -> None:
         assert samples.identity(clean, "web") == before, text
     clean.cleat("kill", "-s", "KILL", "web")
     clean.wait_event("web", "backoff")
-    mark = clean.cursor()
-    clean.wait_journal("CLEAT_CONTAINER=web", "CLEAT_EVENT=ready", since="")
     clean.definition("web", samples.definition(head='description = "mended"'))
     clean.reload()
     assert clean.status("web")["description"] == "mended"
-    assert mark
 
 
 def test_status_shows_what_was_refused(clean: Host) -> None:
     samples.add(clean, bad=BAD)
-    clean.reload()
+    samples.reload_with_problems(clean)
     result = clean.cleat("status", check=False)
     assert "bad" in result.stdout + result.stderr
     assert "bad" in clean.unit("cleat.service", "StatusText")["StatusText"]
@@ -108,7 +105,7 @@ def test_ownership_and_mode(clean: Host) -> None:
     samples.add(clean, theirs=samples.definition(), open=samples.definition(), good=samples.definition())
     clean.run(["chown", "nobody", "/etc/cleat/containers/theirs.toml"])
     clean.run(["chmod", "666", "/etc/cleat/containers/open.toml"])
-    clean.reload()
+    samples.reload_with_problems(clean)
     assert samples.states(clean) == {"good": "running"}
     said = " ".join(e["MESSAGE"] for e in clean.journal("CLEAT_EVENT=definition-rejected"))
     assert "theirs.toml" in said

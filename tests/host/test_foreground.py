@@ -20,7 +20,7 @@ LEFT = (
     "find /run/cleat/foreground/runtime -mindepth 2 -maxdepth 2 ! -name .cache;"
     "systemctl list-units --no-legend --plain 'cleat:*.scope'"
 )
-GONE = "until ! systemctl is-active --quiet 'cleat:{name}.scope'; do :; done"
+GONE = "until ! systemctl is-active --quiet 'cleat:{name}.scope' 'cleat:guard:{name}.scope'; do :; done"
 
 
 @pytest.fixture

@@ -274,5 +274,6 @@ def test_journalctl_of_the_unit(unit: Host) -> None:
     unit.reload()
     systemctl(unit, "start", "cleat@web")
     systemctl(unit, "stop", "cleat@web")
-    said = unit.run(["journalctl", "--sync"]) and unit.run(["journalctl", "-u", "cleat@web", "-o", "cat"]).stdout
+    unit.run(["journalctl", "--sync"])
+    said = unit.run(["journalctl", "-u", "cleat@web", "-o", "cat"]).stdout
     assert re.search(r"web started\n(.*\n)*web stopped", said)

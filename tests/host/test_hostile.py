@@ -63,7 +63,7 @@ def test_file_names(clean: Host, name: str) -> None:
     assert outside(clean) == files
     for verb in ("start", "status", "inspect", "stop"):
         result = clean.cleat(verb, "--", name, check=False)
-        assert result.returncode in (1, 2, 4), result
+        assert result.returncode in (1, 2, 3, 4), result
         assert "Traceback" not in result.stderr
     assert samples.faults(clean) == []
 
@@ -200,7 +200,7 @@ def test_ten_thousand_files(clean: Host) -> None:
     before = samples.identity(clean, "good")
     write = "for i in $(seq 10000); do echo 'comand = 1' >/etc/cleat/containers/n$i.toml; done"
     clean.run(write, timeout=60)
-    clean.reload(timeout=120)
+    samples.reload_with_problems(clean)
     assert samples.identity(clean, "good") == before
     clean.run("find /etc/cleat/containers -name 'n*.toml' -delete")
     clean.reload(timeout=120)

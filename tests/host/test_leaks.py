@@ -10,14 +10,14 @@ from tests.host import samples
 if TYPE_CHECKING:
     from tests.host.hosts import Host
 
-ROUNDS = 15
+ROUNDS = 10
 COUNT = r"""
 pid=$(systemctl show --property=MainPID --value cleat.service)
 echo "fds $(ls /proc/$pid/fd | wc -l)"
 echo "threads $(ls /proc/$pid/task | wc -l)"
 echo "children $(pgrep -c -P $pid)"
 echo "scopes $(systemctl list-units --all --plain --no-legend 'cleat-*.scope' | wc -l)"
-echo "cgroups $(find /sys/fs/cgroup -type d | wc -l)"
+echo "cgroups $(find /sys/fs/cgroup/cleat.slice -type d 2>/dev/null | wc -l)"
 echo "mounts $(wc -l </proc/1/mountinfo) $(wc -l </proc/$pid/mountinfo)"
 echo "run $(find /run/cleat | wc -l)"
 echo "state $(find /var/lib/cleat -not -path '*/volumes*' | wc -l)"
@@ -39,7 +39,7 @@ def lives(host: Host) -> None:
         ends=samples.service("exit 3", 'restart = "no"'),
         missing=samples.service("x", 'restart = "no"').replace("/bin/sh", "/bin/nosuch"),
         listens=samples.definition(tables='[[socket]]\nlisten_stream = "/run/leak.sock"\n'),
-        tells=samples.service("exec sleep 1000", 'notify = "container"\ntimeout_start_sec = "200ms"\nrestart = "no"'),
+        tells=samples.service(samples.SERVICE, 'notify = "container"\ntimeout_start_sec = "200ms"\nrestart = "no"'),
         refused="comand = 1\n",
     )
     host.cleat("reload-agent", check=False)

@@ -40,7 +40,7 @@ def test_a_broken_tool_is_named_and_its_return_noticed(mended: Host, tool: str, 
     mended.cleat("reload-agent", check=False)
     status = mended.status("web")
     assert status["state"] == "failed"
-    assert status["exit_code"] == 125
+    assert status["exit_code"] in (125, None)
     assert tool.rpartition("/")[2] in status["error"]
     assert samples.identity(mended, "stays") == before
     mended.run(["mv", "-f", f"{tool}.kept", tool])
@@ -91,14 +91,18 @@ def test_the_bus_is_restarted(clean: Host) -> None:
     assert samples.faults(clean) == []
 
 
-def test_a_container_ends_while_the_bus_is_away(clean: Host) -> None:
+def test_containers_end_while_the_bus_is_mute(clean: Host) -> None:
     samples.run(clean, web=samples.service(samples.SERVICE, 'restart = "no"'), again=samples.definition())
     pids = [clean.status(name)["pid"] for name in ("web", "again")]
-    clean.run(f"systemctl stop dbus.service dbus.socket; kill -9 {pids[0]} {pids[1]}; systemctl start dbus.socket")
-    clean.wait_event("web", "exited")
-    clean.wait_journal("CLEAT_EVENT=bus-back")
+    clean.run(["systemctl", "kill", "--signal=STOP", "dbus.service"])
+    try:
+        clean.run(f"kill -9 {pids[0]} {pids[1]}")
+        for name in ("web", "again"):
+            clean.wait_event(name, "exited")
+    finally:
+        clean.run(["systemctl", "kill", "--signal=CONT", "dbus.service"])
     clean.wait_journal(
-        "CLEAT_CONTAINER=again", "CLEAT_EVENT=ready", where=lambda e: clean.status("again")["restarts"] > 0
+        "CLEAT_CONTAINER=again", "CLEAT_EVENT=ready", where=lambda _: clean.status("again")["restarts"] > 0
     )
     assert samples.states(clean) == {"web": "failed", "again": "running"}
 

@@ -22,6 +22,7 @@ def test_ready_and_status_come_from_the_payload(clean: Host) -> None:
         service.notify("READY=1\\nSTATUS=serving 3 clients")
         assert start.wait(10) == 0
     assert service.status["ready"] is True
+    assert service.event("ready")["STATUS_TEXT"] == "serving 3 clients"
     unit = clean.unit("cleat@noti.service", "StatusText", "ActiveState", "MainPID")
     assert unit["StatusText"] == "serving 3 clients"
     assert unit["MainPID"] == str(service.status["conmon_pid"])

@@ -27,7 +27,7 @@ def test_what_it_says(clean: Host) -> None:
     assert "man:cleat" in found["Documentation"]
     assert (found["KillSignal"], found["TimeoutStopUSec"]) == ("3", "22s")
     assert (found["Slice"], found["Delegate"], found["CollectMode"]) == ("cleat.slice", "yes", "inactive-or-failed")
-    assert {"cleat-containers.target", "cleat-db.scope"} <= set(found["After"].split())
+    assert {"cleat-containers.target", "cleat-after@db.target"} <= set(found["After"].split())
     assert "shutdown.target" in found["Conflicts"]
     tree = clean.run(["systemd-cgls", "--no-pager", "-u", "cleat-web.scope"]).stdout
     assert "supervisor" in tree
@@ -54,8 +54,8 @@ def test_many_starts_stops_and_crashes_leave_nothing(clean: Host) -> None:
         0) cleat stop web deaf ;;
         2) systemctl stop cleat-web.scope cleat-deaf.scope ;;
         esac
-        systemctl start cleat@web; cleat kill -s KILL web
-        cleat start deaf; systemctl stop cleat@deaf cleat@web
+        systemctl start cleat@web && cleat kill -s KILL web
+        systemctl start cleat@deaf && systemctl stop cleat@deaf cleat@web || exit 1
     done
     """
     clean.run(["sh", "-c", script, str(ROUNDS)], timeout=60 + ROUNDS * 0.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.host.hosts import Host
+from tests.host.hosts import PACKAGE_IN_HOST, Host
 from tests.host.service import Service, kill_agent, stored
 
 HTTP = '[[socket]]\nname = "http"\nlisten_stream = "127.0.0.1:8071"\n'
@@ -118,6 +118,9 @@ def test_one_socket_over_all_that_happens(clean: Host) -> None:
     again()
     assert sockets() == before
     clean.run("systemctl stop cleat; systemctl start cleat")
+    again()
+    assert sockets() == before
+    clean.run(["dpkg", "--install", PACKAGE_IN_HOST], timeout=120)
     again()
     assert sockets() == before
 

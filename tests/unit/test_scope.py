@@ -41,7 +41,7 @@ def test_properties_carry_the_stop_rules() -> None:
     found = {name: value for name, _, value in scope.properties(container, stop_signal=3, after=("db",))}
     assert found["KillSignal"] == 3
     assert found["TimeoutStopUSec"] == 35_000_000
-    assert found["After"] == ["cleat-containers.target", "cleat-db.scope"]
+    assert found["After"] == ["cleat-containers.target", "cleat-after@db.target"]
     assert found["Delegate"] is True
     assert found["CollectMode"] == "inactive-or-failed"
 
