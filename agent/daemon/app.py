@@ -106,6 +106,8 @@ class App:
             if self.watch is not None:
                 self.watch.start()
             await self._ended.wait()
+            # Told first: journald cannot name the unit of a process that has ended when it reads.
+            journal.send(journal.Event.AGENT_STOPPING, "cleat stops, its containers run on")
             self.notify.stopping("leaving the containers as they are")
             self.metrics.close()
             if self.watch is not None:
@@ -117,7 +119,6 @@ class App:
         async with self.notify.more_time():
             await self.agent.leave()
         self.bus.close()
-        journal.send(journal.Event.AGENT_STOPPING, "cleat stopped, its containers run on")
 
     def _make_folders(self) -> None:
         """The agent's folders; those that a mapped root must pass through can be entered, not listed."""
