@@ -22,14 +22,17 @@ DEFINITIONS_OWN = (1 << 64) - 1  # Stop's timeout_usec: as the definition says
 # On the system bus a connection may wait for 128 replies (dbus-daemon(1), max_replies_per_connection).
 _AT_ONCE = 64
 
+_COULD_NOT_RUN = 125
+
 
 def call_each(args: Namespace, member: str, signature: str = "s", *more: Any) -> int:
-    """Call `member` for every name given; gives the worst exit code."""
+    """Call `member` for every name given; gives the worst exit code. 125 and up are for `run` and `exec` alone."""
     worst = 0
     with expanded(args) as (bus, names):
         for _, outcome in _outcomes(bus, names, member, signature, *more):
             if isinstance(outcome, CleatError):
-                worst = max(worst, report(outcome))
+                code = report(outcome)
+                worst = max(worst, code if code < _COULD_NOT_RUN else 1)
     return worst
 
 

@@ -313,8 +313,10 @@ async def run_command(
                 f"{argv[0]} did not end within {timeout:g} s", container=container.name, key="command", why=words
             ) from e
         finally:
-            await asyncio.shield(_finish(execution, group, killed=not ended))
-            output.close()
+            try:
+                await asyncio.shield(_finish(execution, group, killed=not ended))
+            finally:
+                output.close()
         return code, bytes(output.data)
 
 

@@ -52,9 +52,9 @@ def test_period_of_the_payload_survives_the_agent(clean: Host) -> None:
 
 
 def test_paused_containers_are_not_watched(clean: Host) -> None:
-    service = Service(clean, "dog").define(TOML + 'watchdog_sec = "400ms"\n')
+    service = Service(clean, "dog").define(TOML + 'watchdog_sec = "3s"\n')
     other = Service(clean, "other").define(
-        '[service]\nnotify = "container"\nrestart = "no"\ntimeout_start_sec = "1s"\n'
+        '[service]\nnotify = "container"\nrestart = "no"\ntimeout_start_sec = "5s"\n'
     )
     with clean.start(["cleat", "reload-agent"]):
         service.started()
