@@ -23,6 +23,8 @@ class StopRequested(Event, frozen=True):
     timeout_sec: float
     cause: Cause = Cause.STOPPED
     why: str = ""
+    is_signalled: bool = False
+    """systemd sends the stop signal itself, to the whole scope; a second one would cut a clean end short."""
 
 
 class StopOverdue(Event, frozen=True):

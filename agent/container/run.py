@@ -328,7 +328,8 @@ class Run:
         why = f": {request.why}" if request.why else ""
         self.owner.event(journal.Event.STOPPING, f"{self.owner.name} stopping{why}")
         if request.timeout_sec > 0:
-            self.running.payload.send_signal(signum or self.running.stop_signal)
+            if not request.is_signalled:
+                self.running.payload.send_signal(signum or self.running.stop_signal)
             if was_paused:
                 launch.thaw(self.running)
             self.timers.set("stop", request.timeout_sec, StopOverdue())

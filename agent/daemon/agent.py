@@ -309,13 +309,13 @@ class Agent:
         """Active containers that the host's shutdown stops before `name`."""
         return [n for n in related.followers(self._containers(), name) if self.supervisors[n].is_active]
 
-    def stop_requested(self, unit: str) -> None:
+    def stop_requested(self, unit: str, *, is_signalled: bool = False) -> None:
         """systemd wants a scope stopped: systemctl stop, or the host shuts down."""
         supervisor = self.supervisors.get(scope.container_name(unit)) or self._of_unit(unit)
         if supervisor is None or supervisor.running is None:
             return
         timeout = supervisor.definition.container.service.timeout_stop_sec
-        supervisor.request_stop(StopRequested(timeout, why=f"stop of {unit}"))
+        supervisor.request_stop(StopRequested(timeout, why=f"stop of {unit}", is_signalled=is_signalled))
 
     def stop_queued(self, unit: str) -> None:
         """The same for a job that may have to wait: at shutdown for what is ordered after the scope. systemd's own
@@ -336,7 +336,7 @@ class Agent:
             waits = False
         for name in self.followers(supervisor.name) if waits else ():
             await self.supervisors[name].stopped()
-        self.stop_requested(unit)
+        self.stop_requested(unit, is_signalled=True)
 
     def _of_unit(self, unit: str) -> Supervisor | None:
         """The container whose conmon has a scope of its own by that name."""

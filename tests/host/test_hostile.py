@@ -118,6 +118,7 @@ def test_values(clean: Host, key: str, value: str) -> None:
     assert {unit for unit in units(clean) - before if "cleat" in unit} <= {
         "cleat-web.scope",
         "cleat@web.service",
+        "cleat-after@web.target",
         "cleat.slice",
     }
     assert outside(clean) == files

@@ -153,7 +153,7 @@ def test_output_and_events_in_the_journal(clean: Host) -> None:
     ids = {entry["CLEAT_EVENT"]: entry["MESSAGE_ID"] for entry in events}
     assert len(set(ids.values())) == len(ids)
     explained = clean.run(["journalctl", "-x", "-n", "1", f"MESSAGE_ID={ids['exited']}", "--no-pager"]).stdout
-    assert "-- " in explained
+    assert "Subject: " in explained
     assert "to out" in clean.cleat("logs", "web").stdout
 
 
