@@ -26,6 +26,7 @@ from agent.container.host import Host
 from agent.container.launch import Running
 from agent.container.listening import Listening
 from agent.container.outcome import Cause, Outcome
+from agent.container.ports import ReservedPorts
 from agent.container.record import Record
 from agent.container.run import Run
 from agent.definition.model import Definition, ServiceType
@@ -66,6 +67,7 @@ class Supervisor:
         self.adopted: Record | None = None
         self.listening = Listening(definition.container, host.fd_store)
         self.listening.kept.on_change = self.save
+        self.ports = ReservedPorts(definition.name, host.fd_store)
         self.before_program: Callable[[Running], None] = lambda _: None
         self._stop_wanted = asyncio.Event()
         self._ready_waiters: list[asyncio.Future[None]] = []
@@ -257,6 +259,8 @@ class Supervisor:
         self.state = State.PAUSED if record.state is State.PAUSED else State.RUNNING
         self.ready = record.ready
         self.running = running
+        if self.host.config.reserve_ports:
+            self.ports.adopt(self.definition.container)
         self._task = asyncio.create_task(self._supervise(running), name=f"container {self.name}")
         return True
 
@@ -269,6 +273,7 @@ class Supervisor:
         if self.running is not None:
             self.running.close()
         self.listening.release()
+        self.ports.leave()
 
     # Sockets
 
@@ -383,6 +388,8 @@ class Supervisor:
         if not self.listening.is_open:
             self.open_sockets()
         self.listening.make_blocking()
+        if self.host.config.reserve_ports:
+            self.ports.reserve(container)
         start = launch.Start(listen_fds=self.listening.fds, listen_fdnames=self.listening.names)
         async with self.host.launch_slots:
             return await launch.launch(self.host, self.definition, start, self._saved_start)
@@ -419,6 +426,7 @@ class Supervisor:
 
     def _settle(self, outcome: Outcome) -> float | None:
         """Record the outcome; seconds until the next start, or None when there is none."""
+        self.ports.release()
         service = self.definition.container.service
         now = time.time()
         outcome = outcome if outcome.finished_at else msgspec.structs.replace(outcome, finished_at=now)

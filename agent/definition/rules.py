@@ -164,7 +164,7 @@ def _network(container: Container, raw: Raw) -> Iterator[Problem]:
     network = container.network
     for key in ("publish", "networks"):
         if getattr(network, key) and network.mode != "bridge":
-            hint = 'write mode = "bridge"'
+            hint = "the port is only reserved" if key == "publish" and network.mode != "host" else ""
             yield Problem(("network", key), f'has no effect with mode = "{network.mode}"', hint, warning=True)
     if network.mode == f"container:{container.name}":
         yield Problem(("network", "mode"), "names the container itself")
