@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 def status_of(s: Supervisor) -> Status:
+    """Why the last run failed is told until the next one is ready."""
+    told = None if s.ready else s.last
     running, last, container = s.running, s.last, s.definition.container
     return Status(
         name=s.name,
@@ -33,8 +35,8 @@ def status_of(s: Supervisor) -> Status:
         unit=s.unit,
         definition=container.source,
         image=container.image,
-        error=last.error if last else "",
-        error_code=last.error_code if last else "",
+        error=told.error if told else "",
+        error_code=told.error_code if told else "",
         description=container.description,
         log_path=launch.log_path(s.host, container),
     )

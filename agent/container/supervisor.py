@@ -69,6 +69,7 @@ class Supervisor:
         self.listening.kept.on_change = self.save
         self.ports = ReservedPorts(definition.name, host.fd_store)
         self.before_program: Callable[[Running], None] = lambda _: None
+        self._left_behind: list[Running] = []
         self._stop_wanted = asyncio.Event()
         self._ready_waiters: list[asyncio.Future[None]] = []
         self._exit_waiters: list[asyncio.Future[int]] = []
@@ -380,6 +381,8 @@ class Supervisor:
     async def _fetch_and_launch(self) -> Running:
         """The image first, outside of every start timeout; then the start itself, when it is its turn."""
         container = self.definition.container
+        if self._left_behind:
+            await self._tidy_again()
         if container.image:
             self.change(State.PULLING, save=False)
             await self.host.images.ensure(container, self.set_status_text)
@@ -408,7 +411,7 @@ class Supervisor:
     # The end of a run
 
     async def _tidy(self, running: Running) -> None:
-        """Remove all that belonged to the run. What cannot be removed is reported and left to the next agent start."""
+        """Remove all that belonged to the run. What cannot be removed is reported and tried again at the next start."""
         try:
             try:
                 await launch.tidy(self.host, running)
@@ -417,12 +420,23 @@ class Supervisor:
                 await launch.tidy(self.host, running)
         except CleatError as e:
             self.event(journal.Event.UNCLEAN_LEFTOVER, f"{self.name} left something behind: {e}", error=e)
+            self._left_behind.append(running)
         try:
             await self.host.scopes.unwatch_stop(running.unit)
         except CleatError as e:
             logger.debug("%s", e)
         running.close()
         self.running = None
+
+    async def _tidy_again(self) -> None:
+        """What could not be removed before may go by now: a tool is back, a disk has room."""
+        left, self._left_behind = self._left_behind, []
+        for running in left:
+            try:
+                await launch.tidy(self.host, running)
+            except CleatError as e:
+                logger.debug("%s: %s", self.name, e)
+                self._left_behind.append(running)
 
     def _settle(self, outcome: Outcome) -> float | None:
         """Record the outcome; seconds until the next start, or None when there is none."""

@@ -46,6 +46,7 @@ class Agent:
         host.payload_pid = self._payload_pid
         self.supervisors: dict[str, Supervisor] = {}
         self.on_change: list[Callable[[Supervisor], None]] = []
+        self.on_loaded: list[Callable[[], None]] = []
         self.on_removed: list[Callable[[str], None]] = []
         self._reported: frozenset[str] = frozenset()
         self._reconciling = asyncio.Lock()
@@ -71,6 +72,8 @@ class Agent:
             definitions=good, diagnostics=tuple(problems), templates=loaded.templates, masked=loaded.masked
         )
         self._report_diagnostics()
+        for loaded_again in self.on_loaded:
+            loaded_again()
         return self.loaded
 
     def _report_diagnostics(self) -> None:
@@ -255,10 +258,16 @@ class Agent:
 
     # Commands on several containers
 
+    async def _look_again(self, name: str) -> None:
+        """What was refused may be right by now: a missing tool installed, a file corrected."""
+        if name not in self.supervisors and name in self.loaded.rejected and name in self.load().definitions:
+            await self.take(name, live=False)
+
     async def start_with_needs(self, name: str) -> None:
         """Start a container after what it needs, as systemd would pull it in; what conflicts with any of them is
         stopped first. Raises the container's own reason.
         """
+        await self._look_again(name)
         self.supervisor(name)
         names = related.closure(self._containers(), name)
         await self._stop_conflicting(names)

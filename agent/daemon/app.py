@@ -61,6 +61,7 @@ class App:
         self.operations = Operations(self.agent, self.handles, self.bus.peer_uid)
         self.api = Api(self.bus, self.agent, self.operations, Polkit(self.bus, os.geteuid()))
         self.agent.on_change.append(self._status_changed)
+        self.agent.on_loaded.append(self._status_due_soon)
         self.agent.on_removed.append(self.handles.removed)
         self.agent.before_kill = self.handles.before_kill
         self.metrics = Metrics(self.agent, self.paths.runtime / "metrics", self.config.metrics.listen)
@@ -201,6 +202,9 @@ class App:
 
     def _status_changed(self, supervisor: Supervisor) -> None:
         self.handles.changed(supervisor)
+        self._status_due_soon()
+
+    def _status_due_soon(self) -> None:
         if not self._status_due:
             self._status_due = True
             asyncio.get_running_loop().call_later(0.1, self._tell_status)

@@ -175,7 +175,7 @@ def _enum(kind: type[StrEnum], value: Any, path: KeyPath, problems: Problems) ->
         hint = 'write "no"' if value is False and "no" in choices else ""
         return _note(problems, Problem(path, f"expected {listed}, not {toml_type(value)}", hint))
     if value not in choices:
-        hint = nearest_hint(value.lower(), choices) or f"it is {listed}"
+        hint = nearest_hint(value.lower(), choices)
         return _note(problems, Problem(path, f"{shown(value)} is not one of {listed}", hint))
     return kind(value)
 

@@ -32,15 +32,22 @@ target = "/log"
 """
 
 
+def slowly(seconds: float) -> str:
+    """Takes its time, and does not begin anew at a second signal: systemd's own reaches a container that was taken over
+    twice, once directly and once through conmon.
+    """
+    return f"""trap 'trap "" TERM; say stop; sleep {seconds:g}; say end; exit 0' TERM"""
+
+
 def definition(name: str, trap: str = "trap 'say stop; exit 0' TERM", head: str = "", more: str = "") -> str:
     return head + DEFINITION.format(say=SAY, trap=trap, name=name, log=LOG, more=more)
 
 
 DEFINITIONS = {
     "db": definition("db"),
-    "web": definition("web", trap="trap 'say stop; sleep 1; say end; exit 0' TERM", head='requires = ["db"]\n'),
-    "cache": definition("cache", trap="trap 'say stop; sleep 1; say end; exit 0' TERM", head='after = ["db"]\n'),
-    "slow": definition("slow", trap=f"trap 'say stop; sleep {SLOW_SEC:g}; say end; exit 0' TERM"),
+    "web": definition("web", trap=slowly(1), head='requires = ["db"]\n'),
+    "cache": definition("cache", trap=slowly(1), head='after = ["db"]\n'),
+    "slow": definition("slow", trap=slowly(SLOW_SEC)),
     "quit": definition(
         "quit", trap="trap '' TERM; trap 'say quit; exit 0' QUIT", more='[service]\nkill_signal = "SIGQUIT"'
     ),
