@@ -121,6 +121,8 @@ class Supervisor:
         if not self.is_active:
             self.listening.disarm()
             self.set_status_text("")
+            if self._left_behind:
+                await self._tidy_again()
             self.save()
             return
         limit = self._stop_timeout if timeout_sec is None else timeout_sec

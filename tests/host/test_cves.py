@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 RUNTIMES = pytest.mark.parametrize("runtime", ["crun", "runc"])
 CANARY = "/run/canary"
 # Where the runtime makes the scope, the agent asks for these.
-_PROPERTIES = ("After", "CollectMode", "DefaultDependencies", "KillSignal", "TimeoutStopUSec")
+_PROPERTIES = (
+    "After", "Before", "CollectMode", "DefaultDependencies", "KillSignal", "TimeoutStopUSec", "Wants",
+)  # fmt: skip
 
 
 def own_root(host: Host, name: str, script: str) -> str:

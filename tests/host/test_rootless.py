@@ -64,6 +64,8 @@ def person(host: Host) -> Iterator[Person]:
     host.write("/etc/systemd/user/dbus.socket", BUS_SOCKET)
     host.write("/etc/systemd/user/dbus.service", BUS_SERVICE)
     host.run("systemctl --global enable dbus.socket")
+    # logind does not outlive a restarted D-Bus broker, and another test restarts it.
+    host.run(["systemctl", "restart", "systemd-logind.service"])
     host.run(["loginctl", "enable-linger", USER])
     uid = host.run(["id", "-u", USER]).stdout.strip()
     host.run(["systemctl", "start", f"user@{uid}.service"], timeout=60)
