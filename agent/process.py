@@ -8,9 +8,11 @@ pidfds (pidfd_open(2)) in the event loop. Every fd of the agent is close-on-exec
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import fcntl
 import functools
+import gc
 import os
 import shlex
 import signal
@@ -211,6 +213,14 @@ def spawn(argv: Sequence[str], *, env: Mapping[str, str], fds: Sequence[int], ne
         for fd in moved:
             os.close(fd)
     return Process(pid, argv)
+
+
+def release_memory() -> None:
+    """Give free heap back to the kernel: collect, then malloc_trim(3) where the C library has it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 @functools.cache

@@ -37,7 +37,13 @@ async def enter(host: Host, container: Container, place: Placement, pid: int, st
 
 
 def _properties(host: Host, container: Container, place: Placement, stop_signal: int) -> list[Property]:
-    found = scope.properties(container, stop_signal=stop_signal, after=predecessors(container), bound_to=host.bound_to)
+    found = scope.properties(
+        container,
+        stop_signal=stop_signal,
+        after=predecessors(container),
+        bound_to=host.bound_to,
+        is_needed=host.is_needed(container.name),
+    )
     if not place.monitor_unit:
         return found
     limits = {name for name, _, _ in scope.limits(container)}

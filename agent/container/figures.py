@@ -7,14 +7,16 @@ cgroup out of /proc. A field that neither knows is None.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import pwd
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from types import ModuleType
 
 import msgspec
-import psutil
 
 from agent import cgroup
 from agent.container.launch import Running
@@ -23,7 +25,6 @@ from agent.systemd.text import clean
 _COMMAND_MAX = 512
 _SUMMED = 4096  # processes that are looked at one by one
 _IO_KEYS = {"rbytes": "read_bytes", "wbytes": "write_bytes"}
-_GONE = (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied, OSError)
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,13 +116,24 @@ def io_totals(text: str) -> dict[str, int]:
     return totals
 
 
+@functools.cache
+def _psutil() -> ModuleType:
+    """Loaded when figures are first asked for: it costs an agent that nobody asks several megabytes."""
+    return importlib.import_module("psutil")
+
+
+def _gone() -> tuple[type[Exception], ...]:
+    library = _psutil()
+    return (library.NoSuchProcess, library.ZombieProcess, library.AccessDenied, OSError)
+
+
 def _summed(found: Stats, pids: Sequence[int]) -> Stats:
     """The same with CPU time and memory of the processes of now, where the controllers are missing."""
     user = system = 0.0
     rss = 0
     for pid in pids[:_SUMMED]:
-        with suppress(*_GONE):
-            process = psutil.Process(pid)
+        with suppress(*_gone()):
+            process = _psutil().Process(pid)
             with process.oneshot():
                 times = process.cpu_times()
                 user += times.user + times.children_user
@@ -152,7 +164,7 @@ def rows(pids: Iterable[int]) -> list[ProcessRow]:
 
 def _row(pid: int) -> ProcessRow | None:
     try:
-        process = psutil.Process(pid)
+        process = _psutil().Process(pid)
         with process.oneshot():
             times = process.cpu_times()
             started = process.create_time()
@@ -166,7 +178,7 @@ def _row(pid: int) -> ProcessRow | None:
                 started_at=started,
                 command=command_line(process.cmdline(), process.name()),
             )
-    except _GONE:
+    except _gone():
         return None
 
 

@@ -101,6 +101,8 @@ class Host:
         self.volumes = Volumes(paths.volumes)
         # The first process of a running container, by its name; None when it does not run. Set by who owns them all.
         self.payload_pid: Callable[[str], int | None] = lambda _: None
+        # Whether another container is started after this one. Set by who knows all definitions.
+        self.is_needed: Callable[[str], bool] = lambda _: True
         self._conmon: tuple[FileId, Conmon] | None = None
         self._runtimes: dict[str, tuple[FileId, Runtime, Features]] = {}
         self._probing = asyncio.Lock()

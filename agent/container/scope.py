@@ -69,12 +69,13 @@ def limits(container: Container) -> list[Property]:
 
 
 def properties(
-    container: Container, *, stop_signal: int, after: Iterable[str] = (), bound_to: str = ""
+    container: Container, *, stop_signal: int, after: Iterable[str] = (), bound_to: str = "", is_needed: bool = True
 ) -> list[Property]:
     """The properties of a container's scope for StartTransientUnit.
 
     It is ordered after the agent's target and the containers `after`: at shutdown it is stopped before them. It ends
-    with the unit `bound_to`, where one is given.
+    with the unit `bound_to`, where one is given. Where no other container is started after it (`is_needed`), the
+    target that stands for it in the order is left out: PID 1 would load it for nothing.
     """
     title = f"Container {container.name}" + (f": {container.description}" if container.description else "")
     before_it = [after_target(name) for name in after]
@@ -83,12 +84,13 @@ def properties(
         ("Documentation", "as", ["man:cleat(1)", "man:cleat-container.toml(5)"]),
         ("Slice", "s", container.cgroup.slice),
         ("After", "as", [CONTAINERS_TARGET, *before_it]),
-        ("Before", "as", [after_target(container.name)]),
         ("Delegate", "b", True),
         ("CollectMode", "s", "inactive-or-failed"),
         ("KillSignal", "i", stop_signal),
         ("TimeoutStopUSec", "t", _usec(container.service.timeout_stop_sec + STOP_MARGIN_SEC)),
     ]
+    if is_needed:
+        found.append(("Before", "as", [after_target(container.name)]))
     if before_it:
         found.append(("Wants", "as", before_it))
     if bound_to:

@@ -17,6 +17,7 @@ from agent.container.host import Host
 from agent.container.record import Record
 from agent.container.supervisor import Supervisor
 from agent.definition.check import check
+from agent.definition.graph import predecessors
 from agent.definition.load import Loader, from_raw
 from agent.definition.model import Container, Definition, Diagnostic, Loaded
 from agent.errors import CleatError, DefinitionRejected, NoSuchContainer
@@ -44,6 +45,8 @@ class Agent:
         self.before_kill: Callable[[Supervisor], Awaitable[None]] | None = None
         """Called before a stop that was asked for ends with SIGKILL."""
         host.payload_pid = self._payload_pid
+        self._needed: frozenset[str] | None = None
+        host.is_needed = lambda name: self._needed is None or name in self._needed
         self.supervisors: dict[str, Supervisor] = {}
         self.on_change: list[Callable[[Supervisor], None]] = []
         self.on_loaded: list[Callable[[], None]] = []
@@ -71,6 +74,7 @@ class Agent:
         self.loaded = Loaded(
             definitions=good, diagnostics=tuple(problems), templates=loaded.templates, masked=loaded.masked
         )
+        self._needed = frozenset(name for d in good.values() for name in predecessors(d.container))
         self._report_diagnostics()
         for loaded_again in self.on_loaded:
             loaded_again()

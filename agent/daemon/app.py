@@ -28,6 +28,7 @@ from agent.daemon.watching import Watch
 from agent.definition.agent_config import load_config
 from agent.definition.load import Loader
 from agent.errors import CleatError
+from agent.process import release_memory
 from agent.storage import hold_host_mounts
 from agent.systemd import journal
 from agent.systemd.bus import Bus
@@ -188,6 +189,8 @@ class App:
         finally:
             if announce:
                 self.notify.ready(self._summary())
+            # Much was read and started at once, and will not be again soon.
+            release_memory()
 
     async def _watchdog(self) -> None:
         """WATCHDOG=1 out of the loop itself, so that a loop that hangs is noticed; the only timer of an idle agent."""
@@ -237,9 +240,8 @@ async def _main() -> None:
 def main() -> int:
     """Exit status 0 after a clean end, 1 with a message when the agent could not begin."""
     os.umask(0o022)
-    # Everything loaded by now stays for ever: the collector need not look at it again, nor often at the rest.
+    # Everything loaded by now stays for ever: the collector need not look at it again.
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
     journal.set_up_logging(logging.INFO)
     try:
         asyncio.run(_main())

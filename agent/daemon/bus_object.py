@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import msgspec
 
@@ -56,6 +55,14 @@ class Property(msgspec.Struct, frozen=True):
     help: str
     get: Callable[[Any], Any]
     emits_change: bool = True
+
+
+_SPECIAL = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\n": "&#10;", "\t": "&#9;"})
+
+
+def quoteattr(text: str) -> str:
+    """An XML attribute's value, quoted; xml.sax.saxutils would load urllib, and with it http, ssl and email."""
+    return f'"{text.translate(_SPECIAL)}"'
 
 
 def _documentation(text: str, indent: str) -> str:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
 from dbus_next import BusType, Message, MessageType, NameFlag, RequestNameReply, Variant
@@ -34,6 +34,7 @@ __all__ = ["Bus", "Signal", "Variant", "decode_path", "encode_path"]
 logger = logging.getLogger(__name__)
 
 _CALL_TIMEOUT = 30.0
+_CALLS_AT_ONCE = 32
 _RECONNECT_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 Signal = Message
@@ -105,6 +106,8 @@ class Bus:
         self._bus: MessageBus | None = None
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._peer: Peer | None = None
+        # The library fails a call when the socket's buffer is full; so many small messages fit into it.
+        self._in_flight = asyncio.Semaphore(_CALLS_AT_ONCE)
         self._matches: dict[str, int] = {}
         self._signal_handlers: dict[str, list[SignalHandler]] = {}
         self._message_handlers: list[MessageHandler] = []
@@ -230,16 +233,11 @@ class Bus:
             signature=signature,
             body=list(body),
         )
-        call = asyncio.ensure_future(bus.call(message))
         try:
-            async with asyncio.timeout(timeout):
-                await asyncio.wait((call, self._lost), return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.timeout(timeout), self._in_flight if timeout <= _CALL_TIMEOUT else nullcontext():
+                answered, call = await self._answer(bus, message)
         except TimeoutError as e:
             raise DeadlineExceeded(f"{destination} did not answer {member} within {timeout:g} s") from e
-        finally:
-            answered = call.done()
-            if not answered:
-                call.cancel()
         if not answered or call.exception() is not None:
             raise BusLost(f"the D-Bus broker went away during {member}")
         reply = call.result()
@@ -247,6 +245,17 @@ class Bus:
         if reply.message_type is MessageType.ERROR:
             raise _error_of(reply, f"{member} failed")
         return list(reply.body)
+
+    async def _answer(self, bus: MessageBus, message: Message) -> tuple[bool, asyncio.Future[Message | None]]:
+        """Wait for the reply or for the end of the connection; whether there is one, and the call."""
+        call = asyncio.ensure_future(bus.call(message))
+        try:
+            await asyncio.wait((call, self._lost), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            answered = call.done()
+            if not answered:
+                call.cancel()
+        return answered, call
 
     async def _bus_call(self, member: str, signature: str, *body: Any) -> list[Any]:
         daemon = "org.freedesktop.DBus"

@@ -25,6 +25,8 @@ SYSTEMD = "org.freedesktop.systemd1"
 _PATH = "/org/freedesktop/systemd1"
 _MANAGER = "org.freedesktop.systemd1.Manager"
 _UNIT_PREFIX = _PATH + "/unit/"
+# One for all: the broker allows a connection a few hundred matches (dbus-daemon(1), max_match_rules_per_connection).
+_JOB_NEW = f"type='signal',sender='{SYSTEMD}',interface='{_MANAGER}',member='JobNew'"
 _JOB_REMOVED = f"type='signal',sender='{SYSTEMD}',interface='{_MANAGER}',member='JobRemoved'"
 
 Property = tuple[str, str, Any]
@@ -42,10 +44,6 @@ class Unit(msgspec.Struct, frozen=True):
 
 def unit_path(unit: str) -> str:
     return _UNIT_PREFIX + encode_path(unit)
-
-
-def _new_job_rule(unit: str) -> str:
-    return f"type='signal',sender='{SYSTEMD}',interface='{_MANAGER}',member='JobNew',arg2='{unit}'"
 
 
 def _removed_rule(unit: str) -> str:
@@ -85,7 +83,7 @@ class Scopes:
     def _job_new(self, signal: Signal) -> None:
         unit = signal.body[2]
         # A scope is started once in its life, and never by somebody else: any other job for it is its stop.
-        if unit.endswith(".scope") and unit not in self._jobs:
+        if unit in self._watched and unit not in self._jobs:
             self.on_stop_queued(unit)
 
     def _unit_removed(self, signal: Signal) -> None:
@@ -156,14 +154,16 @@ class Scopes:
 
     async def watch_stop(self, unit: str) -> None:
         """Hear of stop jobs for a scope whose Controller was another connection (a Controller cannot be set again)."""
-        if unit not in self._watched:
-            self._watched.add(unit)
-            await self._bus.add_match(_new_job_rule(unit))
+        is_first = not self._watched
+        self._watched.add(unit)
+        if is_first:
+            await self._bus.add_match(_JOB_NEW)
 
     async def unwatch_stop(self, unit: str) -> None:
         if unit in self._watched:
             self._watched.discard(unit)
-            await self._bus.remove_match(_new_job_rule(unit))
+            if not self._watched:
+                await self._bus.remove_match(_JOB_NEW)
 
     async def list(self, patterns: Sequence[str]) -> list[Unit]:
         (rows,) = await self._manager("ListUnitsByPatterns", "asas", [], list(patterns))
