@@ -62,7 +62,7 @@ class App:
         self.operations = Operations(self.agent, self.handles, self.bus.peer_uid)
         self.api = Api(self.bus, self.agent, self.operations, Polkit(self.bus, os.geteuid()))
         self.agent.on_change.append(self._status_changed)
-        self.agent.on_loaded.append(self._status_due_soon)
+        self.agent.on_loaded.append(self._tell_status)
         self.agent.on_removed.append(self.handles.removed)
         self.agent.before_kill = self.handles.before_kill
         self.metrics = Metrics(self.agent, self.paths.runtime / "metrics", self.config.metrics.listen)
