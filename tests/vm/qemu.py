@@ -322,10 +322,21 @@ def _open_way_in(vm: Booted) -> None:
     Path(vm.scratch, "ssh").unlink(missing_ok=True)
     null = subprocess.DEVNULL
     log = Path(vm.scratch, "ssh.log")
-    with log.open("wb") as errors:
-        master = [*vm.ssh("-M", "-N", "-f", "-oServerAliveInterval=15"), "vm"]
-        done = subprocess.run(master, stdin=null, stdout=null, stderr=errors, timeout=60, check=False)
-    if done.returncode:
+    master = [*vm.ssh("-M", "-N", "-f", "-oServerAliveInterval=15"), "vm"]
+
+    def knock() -> bool:
+        with log.open("wb") as errors:
+            done = subprocess.run(master, stdin=null, stdout=null, stderr=errors, timeout=60, check=False)
+        return done.returncode == 0
+
+    is_open = knock()
+    for patience in (1, 2, 4, 8, 16):
+        if is_open:
+            break
+        # sshd listens before it can answer; there is nothing to wait for but its answer.
+        time.sleep(patience)
+        is_open = knock()
+    if not is_open:
         raise HostError(f"vm {vm.name}: ssh failed: {tail(log)}")
 
 
