@@ -240,8 +240,10 @@ async def _main() -> None:
 def main() -> int:
     """Exit status 0 after a clean end, 1 with a message when the agent could not begin."""
     os.umask(0o022)
-    # Everything loaded by now stays for ever: the collector need not look at it again.
+    # Everything loaded by now stays for ever: the collector need not look at it again, nor often at
+    # the rest: every reload ends with a collection.
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     journal.set_up_logging(logging.INFO)
     try:
         asyncio.run(_main())
