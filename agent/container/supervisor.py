@@ -141,7 +141,7 @@ class Supervisor:
 
     async def wait(self) -> int:
         """The exit code of the run of the moment, or of the last one where none is under way."""
-        if not self.is_active:
+        if not self.is_active or (self.state is State.BACKOFF and self.last is not None):
             if self.last is None:
                 raise InvalidState("has not run yet", container=self.name, hint=f"cleat start {self.name}")
             return self.last.code

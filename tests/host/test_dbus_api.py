@@ -41,7 +41,7 @@ def web(clean: Host) -> Host:
     define(
         clean,
         "web-1",
-        service='reload_signal = "SIGHUP"',
+        service='reload_signal = "SIGHUP"\nrestart = "no"',
         script="trap : HUP; trap 'exit 4' TERM; while :; do sleep 1000 & wait; done",
     )
     clean.reload()
