@@ -36,11 +36,6 @@ class Paths:
         return self.runtime / "records"
 
     @property
-    def conmon_sockets(self) -> Path:
-        """conmon's --socket-dir-path; kept short, sun_path holds 107 bytes."""
-        return self.runtime / "s"
-
-    @property
     def bundles(self) -> Path:
         return self.runtime / "b"
 

@@ -159,6 +159,3 @@ class Host:
                 hint=f"free space on {self.paths.runtime}",
             )
             journal.send(journal.Event.RECORD_UNWRITABLE, "", container=name, error=failure)
-
-    def report_writable(self, name: str) -> None:
-        self._unwritable.discard(name)

@@ -74,10 +74,6 @@ class Run:
     def post(self, event: Event) -> None:
         self._events.put_nowait(event)
 
-    @property
-    def is_stopping(self) -> bool:
-        return self._stop is not None
-
     async def follow(self, *, adopted: bool) -> Outcome:
         """Handle events until conmon has ended, and say how it ended."""
         loop, owner, pidfd = asyncio.get_running_loop(), self.owner, self.running.pidfd

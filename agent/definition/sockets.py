@@ -22,11 +22,6 @@ def is_volume_name(name: str) -> bool:
     return _VOLUME.fullmatch(name) is not None
 
 
-def listen_key(socket: Socket) -> str:
-    """Which of the listen_* keys is set; the first, should there be several, "" for none."""
-    return next((key for key in LISTEN_KEYS if getattr(socket, key)), "")
-
-
 def check_sockets(container: Container, raw: Mapping[str, Any]) -> Iterator[Problem]:
     names: dict[str, int] = {}
     places: dict[tuple[str, str], int] = {}

@@ -263,11 +263,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def is_template(stem: str) -> bool:
-    """Whether a file's stem is that of a template, "web@"."""
-    return stem.endswith("@")
-
-
 def template_of(name: str) -> str:
     """ "web@" for "web@1", "" for a name without an instance."""
     base, at, _ = name.partition("@")
