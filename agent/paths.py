@@ -48,6 +48,11 @@ class Paths:
         return self.state / self.overlays / container_id
 
     @property
+    def executor(self) -> Path:
+        """The socket of the executor, cleat-executor.socket."""
+        return self.runtime / "executor.sock"
+
+    @property
     def volumes(self) -> Path:
         return self.state / "volumes"
 

@@ -1,53 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes: run a tool to its end, spawn with an exact fd table, know and signal one without trusting its number.
-
-posix_spawn(3) is used for everything: no fork of this process, no code of ours between fork and exec. Ends are seen on
-pidfds (pidfd_open(2)) in the event loop. Every fd of the agent is close-on-exec, so a child has what its table says.
-"""
+"""Processes: know and signal one without trusting its number, see its end on a pidfd (pidfd_open(2)) in the loop."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
 import errno
-import fcntl
 import functools
 import gc
 import os
-import shlex
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from agent.errors import CleatError, CommandNotExecutable, CommandNotFound, DeadlineExceeded
+from agent.errors import CleatError
 
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_RESET_SIGNALS = (
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGCHLD,
-)
-_CHUNK = 65536
-
-
-class Result(msgspec.Struct, frozen=True):
-    """How a tool ended: exit code (128+n for signal n) and its capped output."""
-
-    returncode: int
-    stdout: bytes
-    stderr: bytes
-
-    @property
-    def text(self) -> str:
-        """The tool's own words: stderr, else stdout, stripped."""
-        return (self.stderr.strip() or self.stdout.strip()).decode(errors="replace")
+_UNKNOWN_CODE = 255
 
 
 @functools.cache
@@ -121,14 +92,15 @@ async def pidfd_ready(pidfd: int) -> None:
     """Wait until the process of `pidfd` has ended. Takes no ownership; the caller sets the deadline."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
-    loop.add_reader(pidfd, _resolve, done)
+    loop.add_reader(pidfd, resolve, done)
     try:
         await done
     finally:
         loop.remove_reader(pidfd)
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
+def resolve(future: asyncio.Future[None]) -> None:
+    """The callback of a reader or writer that somebody waits for."""
     if not future.done():
         future.set_result(None)
 
@@ -136,30 +108,52 @@ def _resolve(future: asyncio.Future[None]) -> None:
 class Process:
     """A child of ours. `wait()` reaps it exactly once; closing without waiting leaves a zombie, so `reap()` always."""
 
-    def __init__(self, pid: int, argv: Sequence[str]) -> None:
+    def __init__(
+        self, pid: int, argv: Sequence[str], *, pidfd: int = -1, ended: asyncio.Future[int] | None = None
+    ) -> None:
+        """`ended` will have the exit code of one that is the executor's child; its pidfd becomes ours."""
         self.pid = pid
         self.argv = tuple(argv)
-        self.pidfd = os.pidfd_open(pid)
+        self.pidfd = os.pidfd_open(pid) if pidfd < 0 else pidfd
+        self._ended = ended
         self._code: int | None = None
 
     async def wait(self) -> int:
-        """The exit code, 128+n when signal n ended it."""
+        """The exit code, 128+n when signal n ended it. Raises CleatError when nobody can tell."""
         if self._code is None:
-            await pidfd_ready(self.pidfd)
-            self._collect()
+            if self._ended is None:
+                await pidfd_ready(self.pidfd)
+                self._collect()
+            else:
+                self._code = await asyncio.shield(self._ended)
+                self._close()
         assert self._code is not None
         return self._code
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
         """Signal it; nothing happens when it has ended."""
-        if self._code is None:
+        if self._code is None and self.pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signum)
 
     async def reap(self) -> int:
-        """Kill if still there, then wait."""
+        """Kill if still there, then wait; 255 where nobody can tell how it ended."""
         self.kill()
-        return await self.wait()
+        try:
+            return await self.wait()
+        except CleatError:
+            self._code = _UNKNOWN_CODE
+            self._close()
+            return self._code
+
+    def forget(self) -> None:
+        """Nobody will wait for it: it is the executor's child."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
 
     def _collect(self) -> None:
         if self._code is not None:
@@ -167,52 +161,7 @@ class Process:
         info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         assert info is not None
         self._code = info.si_status if info.si_code == os.CLD_EXITED else 128 + info.si_status
-        os.close(self.pidfd)
-        self.pidfd = -1
-
-
-def base_environment() -> dict[str, str]:
-    """The environment of every tool: a fixed PATH and a UTF-8 locale, nothing inherited."""
-    return {"PATH": _DEFAULT_PATH, "LANG": "C.UTF-8"}
-
-
-def _spawn_error(argv: Sequence[str], e: OSError) -> CleatError:
-    command = argv[0]
-    if isinstance(e, FileNotFoundError):
-        return CommandNotFound(f"cannot run {command}", why=e.strerror or "", hint=f"install {Path(command).name}")
-    if isinstance(e, PermissionError) or e.errno in {errno.ENOEXEC, errno.ELIBBAD}:
-        return CommandNotExecutable(
-            f"cannot run {command}", why=e.strerror or "", hint=f"check the mode and file type of {command}"
-        )
-    return CleatError(f"cannot run {command}", why=e.strerror or str(e))
-
-
-def spawn(argv: Sequence[str], *, env: Mapping[str, str], fds: Sequence[int], new_group: bool = True) -> Process:
-    """Start `argv` (absolute path first, or looked up in env's PATH) with child fd i being our `fds[i]`, and no other.
-
-    Raises CommandNotFound or CommandNotExecutable with the kernel's reason.
-    """
-    count = len(fds)
-    moved: list[int] = []
-    try:
-        actions: list[tuple[int, int, int]] = []
-        for target, source in enumerate(fds):
-            if source < count:
-                source = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, count)
-                moved.append(source)
-            actions.append((os.POSIX_SPAWN_DUP2, source, target))
-        start = os.posix_spawn if "/" in argv[0] else os.posix_spawnp
-        group: dict[str, Any] = {"setpgroup": 0} if new_group else {}
-        try:
-            pid = start(
-                argv[0], list(argv), dict(env), file_actions=actions, setsigmask=(), setsigdef=_RESET_SIGNALS, **group
-            )
-        except OSError as e:
-            raise _spawn_error(argv, e) from e
-    finally:
-        for fd in moved:
-            os.close(fd)
-    return Process(pid, argv)
+        self._close()
 
 
 def release_memory() -> None:
@@ -221,132 +170,3 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(ctypes.c_size_t(0))
-
-
-@functools.cache
-def null_fd() -> int:
-    """/dev/null for reading and writing, opened once."""
-    fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) if fd < 10 else fd
-
-
-class _Capture:
-    """Reads one pipe to its end in the loop, keeping at most `limit` bytes and dropping the rest."""
-
-    def __init__(self, limit: int, on_output: Callable[[bytes], None] | None = None) -> None:
-        self._limit = limit
-        self._on_output = on_output
-        self._size = 0
-        self._parts: list[bytes] = []
-        self._fd, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(self.write_end, True)
-        self._loop = asyncio.get_running_loop()
-        self.finished = self._loop.create_future()
-        self._loop.add_reader(self._fd, self._read)
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._fd, _CHUNK)
-        except BlockingIOError:
-            return
-        if data and self._on_output is not None:
-            self._on_output(data)
-        if not data:
-            self.close()
-        elif self._size < self._limit:
-            self._parts.append(data[: self._limit - self._size])
-            self._size += len(data)
-
-    def drain(self) -> None:
-        """Take what is there now: a grandchild may hold the write end for ever."""
-        while self._fd >= 0:
-            before = self._size
-            self._read()
-            if self._size == before:
-                return
-
-    def close_write_end(self) -> None:
-        if self.write_end >= 0:
-            os.close(self.write_end)
-            self.write_end = -1
-
-    def close(self) -> None:
-        self.close_write_end()
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-        if not self.finished.done():
-            self.finished.set_result(None)
-
-    @property
-    def data(self) -> bytes:
-        return b"".join(self._parts)
-
-
-async def _feed(fd: int, data: bytes) -> None:
-    loop = asyncio.get_running_loop()
-    view = memoryview(data)
-    os.set_blocking(fd, False)
-    while view:
-        try:
-            view = view[os.write(fd, view) :]
-        except BlockingIOError:
-            writable = loop.create_future()
-            loop.add_writer(fd, _resolve, writable)
-            try:
-                await writable
-            finally:
-                loop.remove_writer(fd)
-        except BrokenPipeError:
-            return
-
-
-async def run(
-    argv: Sequence[str],
-    *,
-    env: Mapping[str, str] | None = None,
-    timeout: float = 10.0,  # noqa: ASYNC109 the deadline also covers kill and reap
-    stdin: bytes = b"",
-    limit: int = 1 << 20,
-    pass_fds: Sequence[int] = (),
-    on_output: Callable[[bytes], None] | None = None,
-) -> Result:
-    """Run a tool to its end. The exit code is the caller's to judge; output beyond `limit` bytes each is dropped.
-
-    `pass_fds` become the child's fds 3 and up, in order; `on_output` sees all of stdout as it comes. Raises
-    CommandNotFound or CommandNotExecutable when it cannot be run, DeadlineExceeded (the tool is killed and reaped)
-    after `timeout` seconds.
-    """
-    out, err = _Capture(limit, on_output), _Capture(limit)
-    stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC) if stdin else (null_fd(), -1)
-    process: Process | None = None
-    try:
-        environment = base_environment() if env is None else env
-        fds = (stdin_read, out.write_end, err.write_end, *pass_fds)
-        process = spawn(argv, env=environment, fds=fds)
-        out.close_write_end()
-        err.close_write_end()
-        async with asyncio.timeout(timeout):
-            if stdin:
-                os.close(stdin_read)
-                stdin_read = -1
-                await _feed(stdin_write, stdin)
-                os.close(stdin_write)
-                stdin_write = -1
-            code = await process.wait()
-        out.drain()
-        err.drain()
-        return Result(code, out.data, err.data)
-    except TimeoutError as e:
-        raise DeadlineExceeded(
-            f"{shlex.join(argv)} did not end within {timeout:g} s",
-            why=err.data.decode(errors="replace").strip(),
-        ) from e
-    finally:
-        if process is not None:
-            await asyncio.shield(process.reap())
-        for fd in {stdin_read, stdin_write} - {-1, null_fd()}:
-            os.close(fd)
-        out.close()
-        err.close()

@@ -17,7 +17,9 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import ConmonFailed, DeadlineExceeded
-from agent.process import Process, ProcessRef, pidfd_ready, spawn
+from agent.process import Process, ProcessRef, pidfd_ready
+from agent.spawn.request import OWN_NULL, Mount, Request
+from agent.spawn.spawner import Spawner
 
 _PACKET = 1 << 16
 _STDERR_CAP = 8192
@@ -60,11 +62,14 @@ class Monitor:
         self._stderr = stderr
 
     @classmethod
-    def spawn(
+    async def spawn(
         cls,
+        spawner: Spawner,
         argv: Sequence[str],
         env: Mapping[str, str],
         *,
+        cover: str = "",
+        mounts: tuple[Mount, ...] = (),
         listen_fds: Sequence[int] = (),
         stdio: tuple[int, int] | None = None,
         stdin: int = -1,
@@ -72,8 +77,9 @@ class Monitor:
     ) -> Monitor:
         """Start conmon; it waits until release(). fds: 0-2, the sockets passed on, sync, start and maybe attach pipe.
 
-        With `stdio` (the passthrough log driver) stdout and stderr are the container's own, and `stdin` may be; else
-        what conmon says before it has a log is kept for failure().
+        With `cover` it is in a mount namespace with `mounts` in it (spawn.request.Request). With `stdio` (the
+        passthrough log driver) stdout and stderr are the container's own, and `stdin` may be; else what conmon says
+        before it has a log is kept for early_words(). Raises CleatError, OSError.
         """
         sync, start = _Pair(), _Pair()
         pairs = [sync, start]
@@ -81,19 +87,19 @@ class Monitor:
         if attach_pair is not None:
             pairs.append(attach_pair)
         stderr = os.memfd_create("conmon-stderr", os.MFD_CLOEXEC)
-        # Not one that is open already: a payload may get it, and it must be the one of this mount namespace.
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        out, err = stdio or (OWN_NULL, stderr)
+        table = (stdin if stdin >= 0 else OWN_NULL, out, err, *listen_fds, *(pair.theirs.fileno() for pair in pairs))
+        given = [fd for fd in table if fd != OWN_NULL]
+        places = iter(range(len(given)))
+        fds = tuple(OWN_NULL if fd == OWN_NULL else next(places) for fd in table)
         try:
-            out, err = stdio or (null, stderr)
-            fds = (null if stdin < 0 else stdin, out, err, *listen_fds, *(pair.theirs.fileno() for pair in pairs))
-            process = spawn(argv, env=env, fds=fds)
+            request = Request(argv=tuple(argv), env=env, fds=fds, cover=cover, mounts=mounts)
+            process = await spawner.spawn(request, given)
         except BaseException:
             for pair in pairs:
                 pair.close()
             os.close(stderr)
             raise
-        finally:
-            os.close(null)
         for pair in pairs:
             pair.theirs.close()
         return cls(process, sync, start, attach_pair, stderr)

@@ -6,24 +6,25 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from agent import storage
 from agent.container import confinement, mounts, rootless
 from agent.container.credentials import Secrets
 from agent.container.gather import Gathered
 from agent.container.host import Host
-from agent.container.userns import UserNamespace
 from agent.definition.model import CgroupMode, Container
 from agent.errors import CleatError, DefinitionRejected, Unsupported
 from agent.oci import capabilities, devices, idmap, seccomp, spec, users
 from agent.oci import host as oci_host
 from agent.oci.idmap import Mappings
-from agent.oci.inputs import Device, Identity, SpecInputs
+from agent.oci.inputs import Device, Identity, IdMapping, SpecInputs
 from agent.oci.labels import Labels
+from agent.spawn.request import Mount, Overlay, Shifted
+from agent.spawn.userns import Ranges
 
 _CONFIG_MAX = 4 << 20
 _CREDENTIALS = "credentials"
@@ -40,7 +41,7 @@ _ZONES = "/usr/share/zoneinfo"
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     """What the launch needs to know of a prepared bundle.
 
-    `lower` is not empty where mount_root() has something to mount; `overlay` is set where that includes an overlay.
+    `lower` is not empty where mounts_of() has something to mount; `overlay` is set where that includes an overlay.
     `gathered` keeps fds open that the spec names.
     """
 
@@ -130,7 +131,7 @@ def _stop_signal(container: Container, gathered: Gathered) -> int:
 
 
 def _mappings(gathered: Gathered) -> Mappings:
-    return gathered.user_namespace.mappings if gathered.user_namespace else Mappings()
+    return gathered.user_namespace or Mappings()
 
 
 def _on_host(identity: Identity, mappings: Mappings) -> tuple[int, int]:
@@ -159,7 +160,7 @@ def _inputs(
     owner = mappings.root if mappings.uids else (0, 0)
     privileged = container.security.privileged
     is_default = container.security.seccomp_profile in {"", "default"}
-    bounding = capabilities.effective_bounding(container.security, oci_host.bounding_capabilities())
+    bounding = capabilities.effective_bounding(container.security, gathered.capabilities)
     own = [] if container.bundle else mounts.small_files(container, name, path, owner)
     labels = Labels() if container.bundle else confinement.of(container, path)
     confinement.mark([*(mount["source"] for mount in own), *filter(None, [extras.notify_folder])], labels.mount)
@@ -190,7 +191,7 @@ def _inputs(
         hostname=name,
         localtime=_localtime(container),
         init_path=_init(container),
-        host_capabilities=oci_host.bounding_capabilities(),
+        host_capabilities=gathered.capabilities,
         rootless=rootless.is_rootless(),
     )
 
@@ -296,43 +297,43 @@ def write_config(bundle: Bundle) -> None:
         f.write(msgspec.json.encode(bundle.spec))
 
 
-def mount_root(bundle: Bundle) -> None:
-    """Put everything in place that is mounted by us; inside storage.private_mounts(), right before conmon is spawned.
+def mounts_of(bundle: Bundle) -> tuple[Mount, ...]:
+    """What has to be mounted before conmon runs, with the folders for it made. Raises OSError.
 
-    The order is fixed: a lower layer shifted for the user namespace, the root over it, credentials. Raises CleatError.
+    The order is fixed: a lower layer shifted for the user namespace, the root over it, credentials.
     """
     gathered = bundle.gathered
-    assert gathered is not None
-    try:
-        _mount_root_folder(bundle, gathered.user_namespace)
-        if gathered.secrets:
-            _put_secrets(bundle, gathered.secrets)
-    finally:
-        if gathered.user_namespace is not None:
-            gathered.user_namespace.close()
+    if not bundle.lower or gathered is None:
+        return ()
+    found = _root_mounts(bundle, gathered.user_namespace)
+    if gathered.secrets:
+        found.append(_secrets(bundle, gathered.secrets))
+    return tuple(found)
 
 
-def _mount_root_folder(bundle: Bundle, shifted: UserNamespace | None) -> None:
-    lower = bundle.lower[0]
+def _root_mounts(bundle: Bundle, shifted: Mappings | None) -> list[Mount]:
+    lower, found = bundle.lower[0], list[Mount]()
+    if shifted is not None:
+        target = os.fspath(bundle.path / "lower") if bundle.overlay is not None else bundle.root
+        os.mkdir(target, 0o700)
+        found.append(Shifted(source=lower, target=target, uids=_ranges(shifted.uids), gids=_ranges(shifted.gids)))
+        lower = target
     if bundle.overlay is not None:
-        if shifted is not None:
-            lower = _shift(lower, bundle.path / "lower", shifted)
-        upper, work = storage.prepare_overlay(bundle.overlay, like=lower)
         os.mkdir(bundle.root, 0o755)
-        storage.mount_overlay((lower,), upper, work, bundle.root)
-    elif shifted is not None:
-        _shift(lower, Path(bundle.root), shifted)
+        label = bundle.spec.get("linux", {}).get("mountLabel", "")
+        found.append(Overlay(lower=lower, folder=os.fspath(bundle.overlay), target=bundle.root, label=label))
+    return found
 
 
-def _shift(source: str, target: Path, namespace: UserNamespace) -> str:
-    target.mkdir(mode=0o700)
-    storage.mount_idmapped(source, os.fspath(target), namespace.fd)
-    return os.fspath(target)
+def _ranges(mappings: Iterable[IdMapping]) -> Ranges:
+    return tuple((m.container_id, m.host_id, m.size) for m in mappings)
 
 
-def _put_secrets(bundle: Bundle, secrets: Secrets) -> None:
+def _secrets(bundle: Bundle, secrets: Secrets) -> Mount:
     user = bundle.spec["process"].get("user") or {}
     identity = Identity(uid=user.get("uid", 0), gid=user.get("gid", 0))
     assert bundle.gathered is not None
     uid, gid = _on_host(identity, _mappings(bundle.gathered))
-    secrets.put(os.fspath(bundle.path / _CREDENTIALS), uid, gid)
+    folder = os.fspath(bundle.path / _CREDENTIALS)
+    os.mkdir(folder, 0o700)
+    return secrets.mount(folder, uid, gid)

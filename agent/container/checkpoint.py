@@ -16,13 +16,14 @@ from pathlib import Path
 
 import msgspec
 
-from agent import process, storage
+from agent import storage
 from agent.container.host import Host
 from agent.container.launch import Running
 from agent.container.restore import Restore, criu_reason
 from agent.container.supervisor import Supervisor
 from agent.errors import CleatError, InvalidArgument, InvalidState, RuntimeFailed, Unsupported
 from agent.oci.runtime import CheckpointOptions
+from agent.spawn import tool
 from agent.status import State
 from agent.systemd import journal
 
@@ -159,7 +160,7 @@ async def checkpoint(supervisor: Supervisor, request: CheckpointRequest) -> str:
         unit=running.unit,
     )
     if request.export:
-        await _export(folder_of(host, supervisor.name), request.export)
+        await _export(host, folder_of(host, supervisor.name), request.export)
     return os.fspath(folder_of(host, supervisor.name))
 
 
@@ -210,7 +211,7 @@ async def _take_upper(host: Host, running: Running, fresh: Path, *, copy: bool) 
     if not upper.is_dir():
         return False
     if copy:
-        await storage.copy_tree(upper, fresh / _UPPER)
+        await storage.copy_tree(upper, fresh / _UPPER, host.spawner)
     else:
         upper.rename(fresh / _UPPER)
     return True
@@ -249,12 +250,12 @@ def _swap(fresh: Path, target: Path, old: Path) -> None:
     fresh.rename(target)
 
 
-async def _export(folder: Path, archive: str) -> None:
+async def _export(host: Host, folder: Path, archive: str) -> None:
     part = f"{archive}.{secrets.token_hex(8)}"
     try:
         # It holds the memory of all processes.
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        await _tar(["--create", "--file", part, "--directory", os.fspath(folder), "."], archive)
+        await _tar(host, ["--create", "--file", part, "--directory", os.fspath(folder), "."], archive)
         os.rename(part, archive)
     except OSError as e:
         raise CleatError("the archive cannot be written", file=archive, why=e.strerror or str(e)) from e
@@ -262,8 +263,8 @@ async def _export(folder: Path, archive: str) -> None:
         await asyncio.shield(storage.remove_tree(Path(part)))
 
 
-async def _tar(arguments: list[str], archive: str) -> None:
-    result = await process.run([*_TAR, *arguments], timeout=_ARCHIVE_TIMEOUT)
+async def _tar(host: Host, arguments: list[str], archive: str) -> None:
+    result = await tool.run([*_TAR, *arguments], timeout=_ARCHIVE_TIMEOUT, spawner=host.spawner)
     if result.returncode:
         raise CleatError("tar failed", file=archive, why=result.text[-500:])
 
@@ -321,7 +322,7 @@ async def _import(host: Host, name: str, archive: str) -> Path:
     folder = _fresh_folder(host, name)
     try:
         arguments = ["--extract", "--same-owner", "--preserve-permissions", "--no-overwrite-dir"]
-        await _tar([*arguments, "--file", archive, "--directory", os.fspath(folder)], archive)
+        await _tar(host, [*arguments, "--file", archive, "--directory", os.fspath(folder)], archive)
     except BaseException:
         await asyncio.shield(storage.remove_tree(folder))
         raise

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from agent import storage
 from agent.definition.model import Container
 from agent.oci import labels
 from agent.oci.annotations import dropped_annotations
@@ -48,15 +47,9 @@ def mark(paths: Iterable[str | Path], label: str) -> None:
         os.setxattr(path, "security.selinux", label.encode() + b"\0", follow_symlinks=False)
 
 
-@contextmanager
-def own_mounts(folder: Path) -> Iterator[None]:
-    """A mount namespace to spawn conmon in; without root there is none, and nothing of the host's to be kept safe."""
-    if os.geteuid() != 0:
-        yield
-        return
-    with storage.private_mounts():
-        storage.own_null(os.fspath(folder))
-        yield
+def cover_of(folder: Path) -> str:
+    """For a mount namespace of conmon's own (Request.cover); "" without root: nothing of the host's to be kept safe."""
+    return os.fspath(folder) if os.geteuid() == 0 else ""
 
 
 def tell_dropped(container: Container, container_id: str) -> None:

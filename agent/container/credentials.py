@@ -11,9 +11,11 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 
-from agent import process, storage
 from agent.definition.model import Container, Credential
 from agent.errors import CleatError, CommandNotFound
+from agent.spawn import tool
+from agent.spawn.request import Files
+from agent.spawn.spawner import Spawner
 
 TOTAL_MAX = 1 << 20
 _DECRYPT_TIMEOUT = 60.0
@@ -30,26 +32,17 @@ class Secrets:
     def __bool__(self) -> bool:
         return bool(self._content)
 
-    def put(self, folder: str, uid: int, gid: int) -> None:
-        """Mount and fill `folder`, in the mount namespace of the moment, for this (host's) user. Raises OSError."""
-        os.mkdir(folder, 0o700)
-        storage.mount_secrets(folder, size=_TMPFS_SIZE)
-        for name, content in self._content.items():
-            fd = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
-            with open(fd, "wb") as f:
-                f.write(content)
-                os.fchown(fd, uid, gid)
-        os.chmod(folder, 0o500)
-        os.chown(folder, uid, gid)
-        storage.make_read_only(folder)
+    def mount(self, folder: str, uid: int, gid: int) -> Files:
+        """A tmpfs over `folder` that holds them, for this (host's) user."""
+        return Files(target=folder, content=self._content, size=_TMPFS_SIZE, uid=uid, gid=gid)
 
 
-async def load(container: Container) -> Secrets:
+async def load(container: Container, spawner: Spawner) -> Secrets:
     """All [[credential]] tables. Raises CleatError with the table's key."""
     content: dict[str, bytes] = {}
     for i, credential in enumerate(container.credential):
         key = f"credential[{i}]"
-        content[credential.name] = await _load(credential, container.name, key)
+        content[credential.name] = await _load(credential, container.name, key, spawner)
         if sum(map(len, content.values())) > TOTAL_MAX:
             raise CleatError(
                 "the credentials are too large",
@@ -61,9 +54,9 @@ async def load(container: Container) -> Secrets:
     return Secrets(content)
 
 
-async def _load(credential: Credential, container: str, key: str) -> bytes:
+async def _load(credential: Credential, container: str, key: str, spawner: Spawner) -> bytes:
     if credential.load_encrypted:
-        return await _decrypt(credential, container, f"{key}.load_encrypted")
+        return await _decrypt(credential, container, f"{key}.load_encrypted", spawner)
     if credential.load:
         return _read(credential.load, container, f"{key}.load", _check_safe)
     folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
@@ -103,12 +96,12 @@ def _read(path: str, container: str, key: str, check: Callable[[os.stat_result],
         return f.read(TOTAL_MAX + 1)
 
 
-async def _decrypt(credential: Credential, container: str, key: str) -> bytes:
+async def _decrypt(credential: Credential, container: str, key: str, spawner: Spawner) -> bytes:
     """systemd-creds(1); the name is bound into the file, so it must be the same."""
     path = credential.load_encrypted
     argv = ["systemd-creds", f"--name={credential.name}", "decrypt", path, "-"]
     try:
-        result = await process.run(argv, timeout=_DECRYPT_TIMEOUT, limit=TOTAL_MAX + 1)
+        result = await tool.run(argv, timeout=_DECRYPT_TIMEOUT, limit=TOTAL_MAX + 1, spawner=spawner)
     except CommandNotFound as e:
         raise CleatError(
             "systemd-creds is missing", container=container, key=key, hint="install systemd 250 or newer"

@@ -74,8 +74,14 @@ class Execution:
             runtime_opts=runtime_opts,
         )
         env = conmon_command.environment(self._host.conmon_environment, preserved=0, attach=attach)
-        with confinement.own_mounts(self.folder.path):
-            started = Monitor.spawn(argv, env, stdio=None if attach else (output, output), attach=attach)
+        started = await Monitor.spawn(
+            self._host.spawner,
+            argv,
+            env,
+            cover=confinement.cover_of(self.folder.path),
+            stdio=None if attach else (output, output),
+            attach=attach,
+        )
         self._monitor = started
         command.place_conmon(self._running, started.process.pid)
         if not attach:

@@ -13,11 +13,11 @@ from agent.container import credentials, namespaces, rootless, userns, volumes
 from agent.container.credentials import Secrets
 from agent.container.host import Host
 from agent.container.namespaces import Shared
-from agent.container.userns import UserNamespace
 from agent.definition.model import Container, Mount, MountType
 from agent.errors import CommandNotFound, InvalidArgument, PullFailed, Unsupported
-from agent.oci import image_config
+from agent.oci import capabilities, image_config
 from agent.oci.features import parse_version
+from agent.oci.idmap import Mappings
 from agent.oci.image_config import ImageConfig
 
 _RUNC_IDMAP = (1, 2)  # ID-mapped mounts: runc's change log
@@ -35,19 +35,21 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gathered(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was waited for. It holds fds that the spec names: close() once the runtime has used them."""
+    """All that was waited for. It holds fds that the spec names: close() once the runtime has used them.
+
+    `capabilities` are those that a container can have at most.
+    """
 
     root: Root
     image_volumes: tuple[Mount, ...]
     volumes: dict[str, Path]
     secrets: Secrets
     shared: Shared
-    user_namespace: UserNamespace | None = None
+    user_namespace: Mappings | None = None
+    capabilities: frozenset[str] = frozenset()
 
     def close(self) -> None:
         self.shared.close()
-        if self.user_namespace is not None:
-            self.user_namespace.close()
 
 
 async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
@@ -60,13 +62,14 @@ async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
         for mount in (*container.mount, *asked)
         if mount.type is MountType.VOLUME
     }
-    secrets = await credentials.load(container)
+    secrets = await credentials.load(container, host.spawner)
+    can_have = capabilities.from_mask(await host.spawner.bounding_set())
     shared = namespaces.open_shared(container, host.payload_pid)
     try:
         shifted = None
         if userns.is_wanted(container):
             await _check_runtime(host, container, has_volumes=bool(folders))
-            shifted = await userns.create(userns.reserve(container, host.paths, bundle))
+            shifted = userns.reserve(container, host.paths, bundle)
     except BaseException:
         shared.close()
         raise
@@ -77,6 +80,7 @@ async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
         secrets=secrets,
         shared=shared,
         user_namespace=shifted,
+        capabilities=can_have,
     )
 
 

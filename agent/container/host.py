@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 
-from agent import process
 from agent.container import scope
 from agent.container.restore import Restore
 from agent.container.volumes import Volumes
@@ -25,8 +24,11 @@ from agent.errors import CleatError, Unsupported
 from agent.images.images import Images
 from agent.oci.runtime import Features, Runtime
 from agent.paths import Paths
+from agent.spawn import child, tool
+from agent.spawn.spawner import HERE, Remote, Spawner
 from agent.systemd import journal
 from agent.systemd.fd_store import FdStore
+from agent.systemd.notify_as import send_as
 from agent.systemd.scopes import Scopes
 
 CONMON_MINIMUM = (2, 1, 0)
@@ -70,9 +72,9 @@ def find_conmon(candidates: Sequence[str]) -> FileId:
     raise Unsupported("conmon cannot be run", why=why, hint="install conmon, or set conmon_path in cleat.toml")
 
 
-async def probe_conmon(path: str) -> Conmon:
+async def probe_conmon(path: str, spawner: Spawner = HERE) -> Conmon:
     """Ask for its version. Raises Unsupported when it is too old, or is something else."""
-    result = await process.run([path, "--version"])
+    result = await tool.run([path, "--version"], spawner=spawner)
     match = re.search(r"version (\d+(?:\.\d+)*)", result.stdout.decode(errors="replace"))
     if match is None:
         raise Unsupported(f"{path} does not say its version", why=result.text[:200], hint="reinstall conmon")
@@ -83,22 +85,33 @@ async def probe_conmon(path: str) -> Conmon:
     return Conmon(path, version, " ".join(result.stdout.decode(errors="replace").split()))
 
 
+def _notify_as(pid: int, text: str) -> asyncio.Future[bool]:
+    told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    told.set_result(send_as(pid, text))
+    return told
+
+
 class Host:
     """One per agent."""
 
-    def __init__(self, paths: Paths, config: AgentConfig, scopes: Scopes, fd_store: FdStore) -> None:
+    def __init__(
+        self, paths: Paths, config: AgentConfig, scopes: Scopes, fd_store: FdStore, spawner: Spawner = HERE
+    ) -> None:
         self.paths = paths
         self.config = config
         self.scopes = scopes
         self.fd_store = fd_store
+        self.spawner = spawner
+        # Tells the service manager assignments as another process; the executor does where there is one.
+        self.notify_as = spawner.notify_as if isinstance(spawner, Remote) else _notify_as
         self.cgroup_root = ""
         self.scope_prefix = scope.AGENT
         self.bound_to = ""
         self.stdio: tuple[int, int] | None = None
-        self.conmon_environment = process.base_environment() | config.conmon_environment
+        self.conmon_environment = child.base_environment() | config.conmon_environment
         self.launch_slots = asyncio.Semaphore(config.parallel_starts or 4 * (os.cpu_count() or 1))
-        self.images = Images(paths)
-        self.volumes = Volumes(paths.volumes)
+        self.images = Images(paths, spawner)
+        self.volumes = Volumes(paths.volumes, spawner)
         # The first process of a running container, by its name; None when it does not run. Set by who owns them all.
         self.payload_pid: Callable[[str], int | None] = lambda _: None
         # Whether another container is started after this one. Set by who knows all definitions.
@@ -116,7 +129,7 @@ class Host:
         if self._conmon is None or self._conmon[0] != found:
             async with self._probing:
                 if self._conmon is None or self._conmon[0] != found:
-                    self._conmon = found, await probe_conmon(found[0])
+                    self._conmon = found, await probe_conmon(found[0], self.spawner)
         return self._conmon[1]
 
     @property
@@ -137,7 +150,8 @@ class Host:
 
     async def _probe_runtime(self, name: str) -> tuple[Runtime, Features]:
         root = os.fspath(self.paths.runtime / "runtime" / Path(name).name)
-        runtime = Runtime.find(name, self.config.runtimes.get(name, ()), process.base_environment()["PATH"], root=root)
+        runtime = Runtime.find(name, self.config.runtimes.get(name, ()), child.base_environment()["PATH"], root=root)
+        runtime = msgspec.structs.replace(runtime, spawner=self.spawner)
         features = await runtime.probe()
         file_id = _file_id(runtime.path)
         if file_id is None:

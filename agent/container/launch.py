@@ -165,7 +165,9 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
                 bundle = await _prepare(host, container, container_id, place, start, undo)
                 restore = host.restores.pop(container.name, None)
                 if restore is not None and restore.upper:
-                    await storage.copy_tree(Path(restore.upper), host.paths.overlay(container_id) / "upper")
+                    await storage.copy_tree(
+                        Path(restore.upper), host.paths.overlay(container_id) / "upper", host.spawner
+                    )
                 argv = command.create_arguments(
                     conmon_command(host, container, bundle, conmon, runtime, features, len(start.listen_fds)),
                     command.CreateOptions(
@@ -177,7 +179,7 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
                     ),
                 )
                 undo.push_async_callback(cgroups.remove, place)
-                watcher = _spawn(host, bundle, argv, start.listen_fds, container)
+                watcher = await _spawn(host, bundle, argv, start.listen_fds, container)
                 undo.callback(watcher.close)
                 undo.push_async_callback(watcher.process.reap)
                 await cgroups.enter(host, container, place, watcher.process.pid, bundle.stop_signal)
@@ -247,15 +249,23 @@ def notify_folder(host: Host, container: Container, container_id: str) -> str:
     return os.fspath(host.paths.bundle(container_id) / "notify")
 
 
-def _spawn(host: Host, bundle: Bundle, argv: Sequence[str], listen_fds: Sequence[int], container: Container) -> Monitor:
+async def _spawn(
+    host: Host, bundle: Bundle, argv: Sequence[str], listen_fds: Sequence[int], container: Container
+) -> Monitor:
     """Spawn conmon, inside a mount namespace with its own /dev/null and, where it has one, the container's overlay."""
     env = command.environment(host.conmon_environment, preserved=len(listen_fds))
     stdio = _passthrough(host, container)
     try:
-        with confinement.own_mounts(bundle.path):
-            if bundle.lower:
-                bundles.mount_root(bundle)
-            return Monitor.spawn(argv, env, listen_fds=listen_fds, stdio=stdio, stdin=_stdin(host, container))
+        return await Monitor.spawn(
+            host.spawner,
+            argv,
+            env,
+            cover=confinement.cover_of(bundle.path),
+            mounts=bundles.mounts_of(bundle),
+            listen_fds=listen_fds,
+            stdio=stdio,
+            stdin=_stdin(host, container),
+        )
     finally:
         for fd in set(stdio or ()):
             os.close(fd)

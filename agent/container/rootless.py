@@ -15,12 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from agent import process
 from agent.definition.model import Container, MountType
 from agent.errors import Unsupported
 from agent.oci import idmap
 from agent.oci.idmap import Mappings
 from agent.oci.inputs import Identity
+from agent.spawn import child
 
 
 def is_rootless() -> bool:
@@ -35,7 +35,7 @@ def mappings() -> Mappings:
         user = pwd.getpwuid(uid).pw_name
     except KeyError:
         user = str(uid)
-    path = process.base_environment()["PATH"]
+    path = child.base_environment()["PATH"]
     if not (shutil.which("newuidmap", path=path) and shutil.which("newgidmap", path=path)):
         return idmap.for_user(uid, gid, user, "", "")
     return idmap.for_user(uid, gid, user, _read("/etc/subuid"), _read("/etc/subgid"))

@@ -34,7 +34,6 @@ from agent.errors import CleatError, InvalidState, RuntimeFailed
 from agent.oci.runtime import Runtime
 from agent.status import State, Status
 from agent.systemd import journal
-from agent.systemd.notify import send_as
 from agent.systemd.text import clean
 
 logger = logging.getLogger(__name__)
@@ -545,7 +544,7 @@ class Supervisor:
     def tell_handle(self, *assignments: str) -> None:
         """Pass a message of the payload on to its cleat@NAME.service."""
         if self.running is not None:
-            send_as(self.running.conmon.pid, "\n".join(assignments))
+            self.host.notify_as(self.running.conmon.pid, "\n".join(assignments))
 
     def _need_running(self, verb: str) -> Running:
         if self.running is None or self.state is State.STARTING:

@@ -22,6 +22,8 @@ from agent import process, storage
 from agent.definition.model import Container, Mount, MountType
 from agent.errors import CleatError, InvalidArgument
 from agent.oci import rootpath
+from agent.spawn import tool
+from agent.spawn.spawner import Spawner
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,254}")
 _COPY_TIMEOUT = 600.0
@@ -51,8 +53,9 @@ def named(mounts: Iterable[Mount]) -> frozenset[str]:
 class Volumes:
     """All volumes below one folder. Who wants the same new one waits until it is filled."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, spawner: Spawner) -> None:
         self.folder = folder
+        self._spawner = spawner
         self._locks: dict[str, asyncio.Lock] = {}
 
     def data(self, name: str) -> Path:
@@ -97,7 +100,7 @@ class Volumes:
         work = self.folder / f".{own.pid}-{own.start_time}-{secrets.token_hex(6)}"
         (work / "_data").mkdir(mode=0o755, parents=True)
         try:
-            await _fill(work / "_data", root, mount.target)
+            await _fill(work / "_data", root, mount.target, self._spawner)
             _put(work, data.parent)
         finally:
             await storage.remove_tree(work)
@@ -128,7 +131,7 @@ def _put(made: Path, folder: Path) -> None:
             raise
 
 
-async def _fill(data: Path, root: str, target: str) -> None:
+async def _fill(data: Path, root: str, target: str, spawner: Spawner) -> None:
     """Copy what the root has at the target; a target that is missing or no folder leaves the volume empty."""
     if not root:
         return
@@ -140,7 +143,7 @@ async def _fill(data: Path, root: str, target: str) -> None:
     try:
         # -a: links are copied as links. -x: nothing that is mounted below.
         argv = ["cp", "-a", "-x", "--reflink=auto", "--no-target-directory", "--", "/proc/self/fd/3/.", os.fspath(data)]
-        result = await process.run(argv, pass_fds=(source,), timeout=_COPY_TIMEOUT)
+        result = await tool.run(argv, pass_fds=(source,), timeout=_COPY_TIMEOUT, spawner=spawner)
     finally:
         os.close(source)
     if result.returncode != 0:

@@ -13,7 +13,6 @@ import sys
 from contextlib import suppress
 
 from agent import paths as all_paths
-from agent import process
 from agent.container.host import Host
 from agent.container.scope import CONTAINERS_TARGET
 from agent.container.supervisor import Supervisor
@@ -29,7 +28,8 @@ from agent.definition.agent_config import load_config
 from agent.definition.load import Loader
 from agent.errors import CleatError
 from agent.process import release_memory
-from agent.storage import hold_host_mounts
+from agent.spawn import child
+from agent.spawn.spawner import HERE, Remote
 from agent.systemd import journal
 from agent.systemd.bus import Bus
 from agent.systemd.fd_store import FdStore
@@ -55,7 +55,8 @@ class App:
         self.bus = Bus(user=is_user)
         self.scopes = Scopes(self.bus, on_stop_requested=self._stop_requested)
         self.fd_store = FdStore(self.notify, take_listen_fds())
-        self.host = Host(self.paths, self.config, self.scopes, self.fd_store)
+        self.executor = None if is_user else Remote(self.paths.executor)
+        self.host = Host(self.paths, self.config, self.scopes, self.fd_store, self.executor or HERE)
         self.agent = Agent(self.host, Loader(self.paths, self.config))
         self.scopes.on_stop_queued = self.agent.stop_queued
         self.handles = Handles(self.bus, self.agent)
@@ -80,8 +81,9 @@ class App:
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. Raises CleatError when the agent cannot even begin."""
         self._make_folders()
-        hold_host_mounts()
-        process.null_fd()  # kept open; now, so that the number of fds says something
+        if self.executor is not None:
+            self.executor.connect()
+        child.null_fd()  # kept open; now, so that the number of fds says something
         self._watch_signals()
         async with self.notify.more_time():
             await self.bus.connect()

@@ -26,15 +26,14 @@ from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import Any
 
-from agent import process
 from agent.container.supervisor import Supervisor
 from agent.daemon.agent import Agent
 from agent.daemon.peers import Peers
 from agent.errors import CleatError, InvalidState, RuntimeFailed
 from agent.process import ProcessRef
+from agent.spawn import tool
 from agent.status import State, Status
 from agent.systemd.bus import Bus
-from agent.systemd.notify import send_as
 from agent.systemd.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -73,11 +72,10 @@ class Handle:
         self.restart_too: list[str] = []
         self.stand_in: ProcessRef | None = None
 
-    def tell(self, pid: int, text: str) -> None:
-        """STATUS= as process `pid`, when it is news."""
-        if text != self.text:
-            self.text = text
-            send_as(pid, f"STATUS={text}")
+    def is_news(self, text: str) -> bool:
+        """Whether the unit has another status text than this, which it has from now on."""
+        before, self.text = self.text, text
+        return text != before
 
 
 class Handles:
@@ -97,6 +95,13 @@ class Handles:
     def _handle(self, name: str) -> Handle:
         return self._handles.setdefault(name, Handle())
 
+    def _tell_as(self, pid: int, *assignments: str) -> asyncio.Future[bool]:
+        return self._agent.host.notify_as(pid, "\n".join(assignments))
+
+    def _tell_status(self, handle: Handle, pid: int, text: str) -> None:
+        if handle.is_news(text):
+            self._tell_as(pid, f"STATUS={text}")
+
     # Calls of the unit's own commands
 
     async def start(self, caller: str, name: str) -> None:
@@ -110,18 +115,18 @@ class Handles:
         epoch = self._epoch
         known = self._agent.supervisors.get(name)
         if joins and known is not None and not known.ready:
-            handle.tell(pid, _progress(known.status()))
+            self._tell_status(handle, pid, _progress(known.status()))
         try:
             await self._while_there(caller, name, self._join(name) if joins else self._start(name))
             if epoch != self._epoch:
                 raise InvalidState("the bus went away", container=name)
         except CleatError as e:
-            send_as(pid, f"STATUS={one_line(e.detail)}")
+            await self._tell_as(pid, f"STATUS={one_line(e.detail)}")
             raise
         finally:
             handle.waiting.discard(pid)
             self._follow_again(name)
-        self._show(handle, pid, self._agent.supervisor(name).status())
+        await self._show(handle, pid, self._agent.supervisor(name).status())
 
     def _follow_again(self, name: str) -> None:
         """Its unit fails now; when the agent tries on, so does the unit."""
@@ -131,14 +136,15 @@ class Handles:
         elif not supervisor.ready:
             self._consider(supervisor)
 
-    def _show(self, handle: Handle, pid: int, status: Status) -> None:
+    async def _show(self, handle: Handle, pid: int, status: Status) -> None:
         """READY=1, with conmon as the main process; a container that has ended well has none to show."""
         handle.text = _text(status)
         main = []
         if status.conmon_pid:
             handle.shown = status.conmon_pid
             main = [f"MAINPID={status.conmon_pid}"]
-        send_as(pid, "\n".join([*main, "READY=1", f"STATUS={handle.text}"]))
+        # Delivered before the client gets its answer and is gone.
+        await self._tell_as(pid, *main, "READY=1", f"STATUS={handle.text}")
 
     async def _start(self, name: str) -> None:
         handle = self._handle(name)
@@ -194,7 +200,7 @@ class Handles:
         needed = sum(self._agent.supervisors[n].definition.container.service.timeout_stop_sec for n in first)
         if math.isfinite(needed):
             extension = int((needed + _STOP_MARGIN_SEC) * 1e6)
-            send_as(await self._bus.peer_pid(caller), f"EXTEND_TIMEOUT_USEC={extension}")
+            await self._tell_as(await self._bus.peer_pid(caller), f"EXTEND_TIMEOUT_USEC={extension}")
         if supervisor.running is not None and supervisor.running.unit and await scopes.is_shutting_down():
             await supervisor.stopped()
             return
@@ -215,9 +221,9 @@ class Handles:
             handle.changed.set()
             if not status.ready:
                 for pid in handle.waiting:
-                    handle.tell(pid, _progress(status))
+                    self._tell_status(handle, pid, _progress(status))
             if handle.shown and handle.shown == status.conmon_pid:
-                handle.tell(handle.shown, _text(status))
+                self._tell_status(handle, handle.shown, _text(status))
             elif handle.stand_in is not None and not status.conmon_pid:
                 handle.stand_in.send_signal(signal.SIGTERM)
                 handle.stand_in = None
@@ -249,9 +255,9 @@ class Handles:
         handle = self._handles.get(supervisor.name)
         if handle is None or supervisor.running is None or handle.shown != supervisor.running.conmon.pid:
             return
-        result = await process.run(["/bin/sh", "-c", _STAND_IN], timeout=2.0)
+        result = await tool.run(["/bin/sh", "-c", _STAND_IN], timeout=2.0)
         stand_in = ProcessRef.of(int(result.stdout)) if result.stdout.strip().isdigit() else None
-        if stand_in is not None and send_as(handle.shown, f"MAINPID={stand_in.pid}"):
+        if stand_in is not None and await self._tell_as(handle.shown, f"MAINPID={stand_in.pid}"):
             handle.stand_in, handle.shown = stand_in, 0
 
     async def run(self) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 
-from agent import process
 from agent.definition.model import Container, Pull, PullPolicy
 from agent.errors import CleatError, InvalidArgument, PullFailed
 from agent.images import policy, reference, skopeo, unpack
@@ -25,6 +24,8 @@ from agent.images.reference import Reference
 from agent.images.skopeo import Progress
 from agent.images.store import Image, Manifest, Store
 from agent.paths import Paths
+from agent.spawn import tool
+from agent.spawn.spawner import HERE, Spawner
 from agent.systemd import journal
 
 _PARALLEL = 3
@@ -71,8 +72,9 @@ class _Work:
 class Images:
     """The images of one agent. Errors are PullFailed, or Unsupported where a tool is missing."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, spawner: Spawner = HERE) -> None:
         self._paths = paths
+        self._spawner = spawner
         self._store = Store(paths.images)
         self._works: dict[tuple[str, ...], _Work] = {}
         self._slots = asyncio.Semaphore(_PARALLEL)
@@ -196,7 +198,7 @@ class Images:
             return found
         manifest = self._store.manifest(held.digest)
         tell(f"unpacking {wanted}")
-        await unpack.unpack(self._store, wanted, manifest)
+        await unpack.unpack(self._store, wanted, manifest, self._spawner)
         return self._found(wanted, manifest)
 
     async def _copy(self, wanted: Reference, pull: Pull, remote: str, tell: Progress, name: str) -> Image:
@@ -217,13 +219,13 @@ class Images:
     async def _copy_and_unpack(self, wanted: Reference, pull: Pull, tell: Progress) -> Manifest:
         manifest = await self._copy_once(wanted, pull, tell)
         try:
-            await unpack.unpack(self._store, wanted, manifest)
+            await unpack.unpack(self._store, wanted, manifest, self._spawner)
         except PullFailed:
             if self._store.is_complete(manifest):
                 raise
             # A layer that was here before turned out to be damaged, and was dropped: this time it comes whole.
             manifest = await self._copy_once(wanted, pull, tell)
-            await unpack.unpack(self._store, wanted, manifest)
+            await unpack.unpack(self._store, wanted, manifest, self._spawner)
         return manifest
 
     async def _copy_once(self, wanted: Reference, pull: Pull, tell: Progress) -> Manifest:
@@ -333,7 +335,7 @@ async def _disk_usage(paths: list[Path]) -> int:
         return 0
     text = b"\0".join(os.fsencode(path) for path in paths)
     argv = ["du", "--summarize", "--total", "--block-size=1", "--files0-from=-"]
-    result = await process.run(argv, stdin=text, timeout=_DU_TIMEOUT, limit=8 << 20)
+    result = await tool.run(argv, stdin=text, timeout=_DU_TIMEOUT, limit=8 << 20)
     last = result.stdout.strip().rpartition(b"\n")[2].split(b"\t")[0]
     return int(last) if last.isdigit() else 0
 

@@ -12,11 +12,11 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from agent import process
 from agent.definition.model import Pull
 from agent.errors import CommandNotFound, DeadlineExceeded, PullFailed, Unsupported
 from agent.images import failure
 from agent.images.reference import Reference
+from agent.spawn import child, tool
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def environment() -> dict[str, str]:
     """skopeo's environment: ours, a home for its defaults, and proxies."""
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     home = os.environ.get("HOME") or ("/root" if os.geteuid() == 0 else "/")
-    return process.base_environment() | {"HOME": home} | passed
+    return child.base_environment() | {"HOME": home} | passed
 
 
 def access(pull: Pull, prefix: str = "") -> list[str]:
@@ -109,10 +109,10 @@ class Lines:
 
 async def run(
     argv: Sequence[str], reference: Reference, limit_sec: float, feed: Callable[[bytes], None] | None = None
-) -> process.Result:
+) -> tool.Result:
     """One run. Raises PullFailed when it takes too long, Unsupported when skopeo is missing."""
     try:
-        return await process.run(
+        return await tool.run(
             argv, env=environment(), timeout=min(limit_sec, _YEAR), limit=_MANIFEST_MAX, on_output=feed
         )
     except DeadlineExceeded as e:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from agent import process
 from agent.errors import CommandNotFound, DeadlineExceeded, PullFailed, Unsupported
 from agent.images import failure, skopeo
 from agent.images.reference import Reference
 from agent.images.store import Manifest, Store
+from agent.spawn import tool
+from agent.spawn.spawner import Spawner
 
 _TIMEOUT = 1800.0
 _REMOVE_TIMEOUT = 300.0
 _DAMAGED = ("digest", "verif", "unexpected eof", "gzip", "corrupt", "invalid checksum")
 
 
-async def unpack(store: Store, reference: Reference, manifest: Manifest) -> None:
+async def unpack(store: Store, reference: Reference, manifest: Manifest, spawner: Spawner) -> None:
     """Unpack into trees/ unless it is there. The work folder is removed whatever happens. Raises PullFailed."""
     if store.unpacked(str(reference), manifest.digest) is not None:
         return
@@ -29,7 +30,7 @@ async def unpack(store: Store, reference: Reference, manifest: Manifest) -> None
         made = work / "tree"
         made.mkdir(mode=0o700)
         layout = await _layout(store, reference, manifest, work)
-        await _run_umoci(store, reference, manifest, layout, made / "rootfs")
+        await _run_umoci(store, reference, manifest, layout, made / "rootfs", spawner)
         (made / "config.json").write_bytes(store.read_blob(manifest.config))
         await _sync(made)
         store.adopt_tree(made, manifest.digest)
@@ -61,11 +62,13 @@ def _index(manifest: Manifest, size: int) -> bytes:
     ).encode()
 
 
-async def _run_umoci(store: Store, reference: Reference, manifest: Manifest, layout: Path, target: Path) -> None:
+async def _run_umoci(
+    store: Store, reference: Reference, manifest: Manifest, layout: Path, target: Path, spawner: Spawner
+) -> None:
     rootless = [] if os.geteuid() == 0 else ["--rootless"]
     argv = ["umoci", "raw", "unpack", *rootless, "--image", f"{layout}:{skopeo.IMAGE_TAG}", os.fspath(target)]
     try:
-        result = await process.run(argv, timeout=_TIMEOUT)
+        result = await tool.run(argv, timeout=_TIMEOUT, spawner=spawner)
     except DeadlineExceeded as e:
         raise PullFailed(f"{reference} was not unpacked within {_TIMEOUT:g} s", why=e.why[-300:]) from e
     except CommandNotFound as e:
@@ -84,7 +87,7 @@ async def _run_umoci(store: Store, reference: Reference, manifest: Manifest, lay
 
 async def _sync(folder: Path) -> None:
     """To disk, before its name says that it is whole (syncfs(2)). Raises PullFailed."""
-    result = await process.run(["sync", "--file-system", os.fspath(folder)], timeout=_REMOVE_TIMEOUT)
+    result = await tool.run(["sync", "--file-system", os.fspath(folder)], timeout=_REMOVE_TIMEOUT)
     if result.returncode != 0:
         raise PullFailed("the image cannot be written to disk", why=result.text)
 
@@ -93,4 +96,4 @@ async def remove(*folders: Path) -> None:
     """Remove folders of ours; what cannot be removed now is rubbish for the next time."""
     present = [os.fspath(folder) for folder in folders if folder.exists()]
     if present:
-        await process.run(["rm", "-rf", "--one-file-system", "--", *present], timeout=_REMOVE_TIMEOUT)
+        await tool.run(["rm", "-rf", "--one-file-system", "--", *present], timeout=_REMOVE_TIMEOUT)

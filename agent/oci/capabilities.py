@@ -70,7 +70,7 @@ def effective_bounding(security: Security, available: frozenset[str] | None) -> 
             f"{min(missing)} cannot be given to a container",
             key="security.capabilities_add",
             why="the agent does not have it itself",
-            hint="see CapabilityBoundingSet= in cleat.service",
+            hint="see CapabilityBoundingSet= in cleat-executor.service",
         )
     base = everything if security.privileged or _ALL in added else DEFAULT
     kept = frozenset() if _ALL in dropped else base - dropped

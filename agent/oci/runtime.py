@@ -16,11 +16,12 @@ from pathlib import Path
 
 import msgspec
 
-from agent import process
 from agent.errors import CleatError, RuntimeFailed, Unsupported
 from agent.oci import failures
 from agent.oci.failures import error_from_text, read_oci_log
 from agent.oci.features import Features, checkpoint_reason, judge_version, parse_version
+from agent.spawn import child, tool
+from agent.spawn.spawner import HERE, Spawner
 
 __all__ = ["CheckpointOptions", "Features", "Runtime", "RuntimeState", "error_from_text", "read_oci_log"]
 
@@ -60,6 +61,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     args: tuple[str, ...] = ()
     runtime_dir: str = ""
+    spawner: Spawner = HERE
 
     @classmethod
     def find(
@@ -101,7 +103,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, args=tuple(args))
 
     def environment(self) -> dict[str, str]:
-        base = process.base_environment()
+        base = child.base_environment()
         return {**base, "XDG_RUNTIME_DIR": self.runtime_dir} if self.runtime_dir else base
 
     def argv(self, command: str, *arguments: str) -> list[str]:
@@ -128,7 +130,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
 
     async def state(self, container_id: str, *, container: str = "") -> RuntimeState | None:
         """What the runtime knows; None when it knows no such container."""
-        result = await process.run(self.state_argv(container_id), env=self.environment())
+        result = await self._command(self.state_argv(container_id))
         if result.returncode == 0:
             return _decoded(result.stdout, container)
         error = _failure(result, container, "cannot read the container's state")
@@ -193,7 +195,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
         """The package that owns the binary, by dpkg-query(1) or rpm(8); "unknown" if neither says so."""
         for argv in _owner_queries(self.path):
             try:
-                result = await process.run(argv, limit=4096)
+                result = await tool.run(argv, limit=4096)
             except CleatError:
                 continue
             if result.returncode == 0:
@@ -201,8 +203,17 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
                 return words[0].removesuffix(":") if words else "unknown"
         return "unknown"
 
-    async def _ask(self, *arguments: str) -> process.Result:
-        return await process.run([self.path, *arguments], env=self.environment(), limit=1 << 18)
+    async def _ask(self, *arguments: str) -> tool.Result:
+        return await self._command([self.path, *arguments], limit=1 << 18)
+
+    async def _command(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 10.0,  # noqa: ASYNC109
+        limit: int = 1 << 20,
+    ) -> tool.Result:
+        return await tool.run(argv, env=self.environment(), timeout=timeout, limit=limit, spawner=self.spawner)
 
     async def _run(
         self,
@@ -210,8 +221,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
         container: str,
         what: str,
         timeout: float = 10.0,  # noqa: ASYNC109
-    ) -> process.Result:
-        result = await process.run(argv, env=self.environment(), timeout=timeout)
+    ) -> tool.Result:
+        result = await self._command(argv, timeout=timeout)
         if result.returncode:
             raise _failure(result, container, what)
         return result
@@ -230,7 +241,7 @@ def _owner_queries(path: str) -> tuple[tuple[str, ...], ...]:
     return ("dpkg", "-S", real), ("rpm", "-q", "-f", real)
 
 
-def _failure(result: process.Result, container: str, what: str) -> CleatError:
+def _failure(result: tool.Result, container: str, what: str) -> CleatError:
     return failures.error_from_text(result.text, container, what=what, exit_code=result.returncode)
 
 
@@ -242,5 +253,5 @@ def _decoded(data: bytes, container: str) -> RuntimeState:
 
 
 def _has_criu() -> bool:
-    folders = process.base_environment()["PATH"].split(":")
+    folders = child.base_environment()["PATH"].split(":")
     return any(_is_executable(f"{folder}/criu") for folder in folders)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent tells the service manager: about itself (sd_notify(3)), and on behalf of the handles.
+"""What the agent tells the service manager about itself (sd_notify(3)).
 
 Nothing here raises for a manager that is away or slow: the calls return False, and the manager's own
 timeouts speak.
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from agent.errors import DeadlineExceeded, InvalidArgument
 from agent.systemd.datagram import Datagrams
-from agent.systemd.notification import MESSAGE_MAX, is_fd_name
+from agent.systemd.notification import is_fd_name
+from agent.systemd.notify_as import encoded
 from agent.systemd.text import one_line
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SYSTEM_MANAGER = "/run/systemd/notify"
 _PATIENCE = 0.2
 _MORE_TIME_SEC = 5.0
 
@@ -36,24 +36,6 @@ def fd_name(name: str) -> str:
             f"{name!r} cannot name a stored file descriptor", hint="use up to 255 ASCII characters, no colon"
         )
     return name
-
-
-def send_as(pid: int, text: str, *, address: str = SYSTEM_MANAGER) -> bool:
-    """Tell the service manager `text` (assignments, one per line) as if process `pid` had said it.
-
-    For the handles cleat@NAME.service, whose processes do not speak for themselves. The manager attributes a
-    message to the unit of the pid in its SCM_CREDENTIALS, and the kernel lets CAP_SYS_ADMIN name any living
-    process (unix(7)); an agent without it (a user's) gets False. Does not block.
-    """
-    socket = Datagrams(address)
-    try:
-        socket.send(_encoded(text), pid=pid)
-    except OSError as e:
-        logger.debug("notification as process %d not sent: %s", pid, e)
-        return False
-    finally:
-        socket.close()
-    return True
 
 
 class AgentNotify:
@@ -97,7 +79,7 @@ class AgentNotify:
             return False
         text = "\n".join(one_line(assignment) for assignment in assignments)
         try:
-            self._socket.send(_encoded(text), fds=fds, patience=_PATIENCE)
+            self._socket.send(encoded(text), fds=fds, patience=_PATIENCE)
         except OSError as e:
             logger.warning("the service manager did not take %r: %s", text, e)
             return False
@@ -192,10 +174,6 @@ class AgentNotify:
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode(errors="backslashreplace")[:MESSAGE_MAX].decode(errors="ignore").encode()
 
 
 def _number(text: str) -> int:

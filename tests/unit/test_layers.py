@@ -10,12 +10,12 @@ ROOT = Path(__file__).parents[2] / "agent"
 
 LAYERS = (
     {"errors", "status", "paths", "__init__"},
-    {"definition", "process", "cgroup"},
+    {"definition", "process", "cgroup", "spawn"},
     {"systemd"},
     {"conmon", "oci", "images", "network", "storage"},
     {"container"},
     {"reconcile"},
-    {"daemon", "run"},
+    {"daemon", "run", "executor"},
 )
 # The command starts fast because it knows nothing of what runs containers.
 CLI_MAY = {"errors", "status", "paths", "definition", "__init__", "cli"}

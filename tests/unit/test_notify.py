@@ -16,7 +16,8 @@ import pytest
 
 from agent.errors import DeadlineExceeded, InvalidArgument
 from agent.systemd.datagram import Datagrams
-from agent.systemd.notify import AgentNotify, send_as
+from agent.systemd.notify import AgentNotify
+from agent.systemd.notify_as import send_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

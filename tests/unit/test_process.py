@@ -13,46 +13,49 @@ import pytest
 
 from agent import process
 from agent.errors import CommandNotExecutable, CommandNotFound, DeadlineExceeded
+from agent.spawn import child, tool
+from agent.spawn.request import Request
+from agent.spawn.spawner import HERE
 
 
 def test_output_and_exit_code() -> None:
-    result = asyncio.run(process.run(["/bin/sh", "-c", "echo out; echo err >&2; exit 3"]))
+    result = asyncio.run(tool.run(["/bin/sh", "-c", "echo out; echo err >&2; exit 3"]))
     assert (result.returncode, result.stdout, result.stderr) == (3, b"out\n", b"err\n")
     assert result.text == "err"
 
 
 def test_a_signal_is_128_and_its_number() -> None:
-    assert asyncio.run(process.run(["/bin/sh", "-c", "kill -9 $$"])).returncode == 137
+    assert asyncio.run(tool.run(["/bin/sh", "-c", "kill -9 $$"])).returncode == 137
 
 
 def test_stdin_arrives_whole() -> None:
     data = os.urandom(300_000)
-    assert asyncio.run(process.run(["cat"], stdin=data, limit=1 << 20)).stdout == data
+    assert asyncio.run(tool.run(["cat"], stdin=data, limit=1 << 20)).stdout == data
 
 
 def test_output_is_capped() -> None:
-    result = asyncio.run(process.run(["/bin/sh", "-c", "head -c 100000 /dev/zero"], limit=1000))
+    result = asyncio.run(tool.run(["/bin/sh", "-c", "head -c 100000 /dev/zero"], limit=1000))
     assert len(result.stdout) == 1000
 
 
 def test_environment_comes_from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setenv("NOTIFY_SOCKET", "/x")
-    lines = asyncio.run(process.run(["env"])).stdout.decode().splitlines()
+    lines = asyncio.run(tool.run(["env"])).stdout.decode().splitlines()
     assert {line.partition("=")[0] for line in lines} <= {"PATH", "LANG", "PWD", "SHLVL", "_"}
 
 
 def test_what_cannot_be_run_is_said() -> None:
     with pytest.raises(CommandNotFound, match="No such file"):
-        asyncio.run(process.run(["/nonexistent/tool"]))
+        asyncio.run(tool.run(["/nonexistent/tool"]))
     with pytest.raises(CommandNotExecutable):
-        asyncio.run(process.run(["/etc/passwd"]))
+        asyncio.run(tool.run(["/etc/passwd"]))
 
 
 def test_deadline_kills_and_reaps() -> None:
     async def overdue() -> None:
         with pytest.raises(DeadlineExceeded, match=r"sleep 60 did not end within 0\.1 s"):
-            await process.run(["sleep", "60"], timeout=0.1)
+            await tool.run(["sleep", "60"], timeout=0.1)
 
     asyncio.run(overdue())
     with pytest.raises(ChildProcessError):
@@ -60,7 +63,7 @@ def test_deadline_kills_and_reaps() -> None:
 
 
 def test_a_grandchild_that_keeps_the_pipe_does_not_hold_us() -> None:
-    result = asyncio.run(asyncio.wait_for(process.run(["/bin/sh", "-c", "sleep 5 & echo done"]), 3))
+    result = asyncio.run(asyncio.wait_for(tool.run(["/bin/sh", "-c", "sleep 5 & echo done"]), 3))
     assert result.stdout == b"done\n"
 
 
@@ -70,12 +73,9 @@ def test_the_child_has_exactly_its_table() -> None:
     out_read, out_write = os.pipe2(os.O_CLOEXEC)
 
     async def listing() -> None:
-        child = process.spawn(
-            ["/bin/sh", "-c", "ls /proc/$$/fd"],
-            env=process.base_environment(),
-            fds=(process.null_fd(), out_write, 2, write_end),
-        )
-        assert await child.wait() == 0
+        request = Request(argv=("/bin/sh", "-c", "ls /proc/$$/fd"), env=child.base_environment(), fds=(0, 1, 2, 3))
+        started = await HERE.spawn(request, (child.null_fd(), out_write, 2, write_end))
+        assert await started.wait() == 0
 
     asyncio.run(listing())
     os.close(out_write)
@@ -103,10 +103,10 @@ def test_no_reference_to_what_is_gone() -> None:
 
 
 def test_no_fd_is_left() -> None:
-    asyncio.run(process.run(["true"]))
+    asyncio.run(tool.run(["true"]))
     before = set(os.listdir("/proc/self/fd"))
-    asyncio.run(process.run(["true"]))
+    asyncio.run(tool.run(["true"]))
     with pytest.raises(CommandNotFound):
-        asyncio.run(process.run(["/nonexistent"]))
+        asyncio.run(tool.run(["/nonexistent"]))
     assert set(os.listdir("/proc/self/fd")) == before
     assert Path("/proc/self/fd").is_dir()
