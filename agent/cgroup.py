@@ -12,6 +12,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+from agent import files
 from agent.errors import ScopeFailed
 
 SUPERVISOR = "supervisor"
@@ -39,13 +40,10 @@ def available_controllers() -> frozenset[str]:
 def of_process(pid: int) -> str:
     """The unified cgroup path of a process ("" when it is gone), line `0::` of /proc/PID/cgroup."""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as f:
-            for line in f:
-                if line.startswith("0::"):
-                    return line[3:].rstrip("\n")
+        lines = files.read(f"/proc/{pid}/cgroup").splitlines()
     except OSError:
-        pass
-    return ""
+        return ""
+    return next((line[3:].decode(errors="surrogateescape") for line in lines if line.startswith(b"0::")), "")
 
 
 def directory(path: str) -> Path:
@@ -61,7 +59,7 @@ def is_ours(path: str) -> bool:
 
 def move(path: str, pid: int) -> None:
     """Create the group `path` if need be and move `pid` into it. Raises ScopeFailed with the kernel's reason."""
-    folder = str(directory(path))
+    folder = f"{mount_point()}/{path.lstrip('/')}"
     if not is_ours(path):
         raise ScopeFailed(f"cgroup {path!r} is not in a scope of the agent")
     try:
@@ -85,8 +83,8 @@ def contains(path: str, pid: int) -> bool:
 def processes(path: str) -> list[int]:
     """All processes in the group and below it; empty when the group is gone."""
     found: list[int] = []
-    for folder, _, files in os.walk(directory(path)) if is_ours(path) else ():
-        if "cgroup.procs" in files:
+    for folder, _, names in os.walk(directory(path)) if is_ours(path) else ():
+        if "cgroup.procs" in names:
             with suppress(OSError):
                 found += [int(line) for line in Path(folder, "cgroup.procs").read_text().split()]
     return found

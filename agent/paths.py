@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 
@@ -31,11 +32,11 @@ class Paths:
         """Search path of definitions, first found wins per name."""
         return (self.config / "containers", self.runtime / "containers", self.vendor / "containers")
 
-    @property
+    @cached_property
     def records(self) -> Path:
         return self.runtime / "records"
 
-    @property
+    @cached_property
     def bundles(self) -> Path:
         return self.runtime / "b"
 
@@ -45,7 +46,11 @@ class Paths:
 
     def overlay(self, container_id: str) -> Path:
         """Upper and work folder of one incarnation's root."""
-        return self.state / self.overlays / container_id
+        return self._overlays / container_id
+
+    @cached_property
+    def _overlays(self) -> Path:
+        return self.state / self.overlays
 
     @property
     def executor(self) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent import files
 from agent.errors import ConmonFailed, DeadlineExceeded
 from agent.process import Process, ProcessRef, pidfd_ready
 from agent.spawn.request import OWN_NULL, Mount, Request
@@ -168,7 +169,7 @@ def parse_message(data: bytes) -> SyncMessage:
 def read_pid(path: str) -> ProcessRef | None:
     """The live process that a pid file names; None without file, with nonsense in it or with the process gone."""
     try:
-        pid = int(Path(path).read_text())
+        pid = int(files.read(path))
     except (OSError, ValueError):
         return None
     return ProcessRef.of(pid) if pid > 0 else None

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from agent import files
 from agent.container import confinement, mounts, rootless
 from agent.container.credentials import Secrets
 from agent.container.gather import Gathered
@@ -59,7 +60,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def root(self) -> str:
-        return os.fspath(self.path / "rootfs")
+        return f"{self.path}/rootfs"
 
     @property
     def is_terminal(self) -> bool:
@@ -77,8 +78,8 @@ class Extras(msgspec.Struct, frozen=True, kw_only=True):
 
 def make_folder(path: Path) -> None:
     """The folder itself, with those that conmon wants to find. Entered by root only; a mapped root gets x later."""
-    for folder in (path, path / "exit", path / "persist"):
-        folder.mkdir(mode=0o700)
+    for folder in (f"{path}", f"{path}/exit", f"{path}/persist"):
+        os.mkdir(folder, 0o700)
 
 
 def prepare(
@@ -108,7 +109,7 @@ def prepare(
         cgroup_path,
         extras,
         gathered,
-        root=os.fspath(path / "rootfs") if shown else root.path,
+        root=f"{path}/rootfs" if shown else root.path,
         identity=identity,
     )
     return Bundle(
@@ -292,9 +293,7 @@ def _bundle_identity(config: dict[str, Any]) -> Identity:
 
 def write_config(bundle: Bundle) -> None:
     """Write config.json. Raises OSError."""
-    fd = os.open(bundle.path / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as f:
-        f.write(msgspec.json.encode(bundle.spec))
+    files.write_new(f"{bundle.path}/config.json", msgspec.json.encode(bundle.spec))
 
 
 def mounts_of(bundle: Bundle) -> tuple[Mount, ...]:

@@ -303,7 +303,7 @@ def _created(message: SyncMessage | None, bundle: Bundle, container: Container) 
 
 def _identify(bundle: Bundle, container_id: str, place: Placement, runtime: Runtime, payload_pid: int) -> Running:
     """Turn pids into processes that can be told from later ones."""
-    conmon = monitor.read_pid(os.fspath(bundle.path / "conmon.pid"))
+    conmon = monitor.read_pid(f"{bundle.path}/conmon.pid")
     payload = ProcessRef.of(payload_pid)
     pidfd = conmon.open_pidfd() if conmon is not None else None
     if conmon is None or payload is None or pidfd is None:

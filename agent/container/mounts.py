@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent import files
 from agent.definition.model import Container, Mount, MountType
 from agent.errors import CommandNotFound
 
@@ -83,26 +84,26 @@ def small_files(container: Container, hostname: str, bundle: Path, owner: tuple[
 
     Containers on the host's network see the host's resolver settings and hosts; others get localhost and their name.
     """
-    files = {"hosts": _hosts(container, hostname), "hostname": hostname + "\n"}
+    texts = {"hosts": _hosts(container, hostname), "hostname": hostname + "\n"}
     resolver = _resolver(container)
     if resolver:
-        files["resolv.conf"] = resolver
+        texts["resolv.conf"] = resolver
     access = "ro" if container.security.read_only else "rw"
-    return [_small_file(bundle, name, text, owner, access) for name, text in files.items()]
+    return [_small_file(bundle, name, text, owner, access) for name, text in texts.items()]
 
 
 def _small_file(bundle: Path, name: str, text: str, owner: tuple[int, int], access: str) -> OciMount:
-    path = bundle / name
-    path.write_text(text)
+    path = f"{bundle}/{name}"
+    files.write_new(path, text.encode(), 0o644)
     if owner != (0, 0):
         os.chown(path, *owner)
     options = ["bind", "rprivate", "nosuid", "nodev", "noexec", access]
-    return {"destination": f"/etc/{name}", "type": "bind", "source": os.fspath(path), "options": options}
+    return {"destination": f"/etc/{name}", "type": "bind", "source": path, "options": options}
 
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(errors="replace")
+        return files.read(path).decode(errors="replace")
     except OSError:
         return ""
 

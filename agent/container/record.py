@@ -73,13 +73,13 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 
 
-def _path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.json"
+def _path(folder: Path, name: str) -> str:
+    return f"{folder}/{name}.json"
 
 
 def write(folder: Path, record: Record) -> None:
     """Store it. Raises OSError (no space, read-only)."""
-    path = os.fspath(_path(folder, record.name))
+    path = _path(folder, record.name)
     fresh = path + ".new"
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -94,7 +94,7 @@ def write(folder: Path, record: Record) -> None:
 
 def remove(folder: Path, name: str) -> None:
     with suppress(FileNotFoundError):
-        _path(folder, name).unlink()
+        os.unlink(_path(folder, name))
 
 
 def read_all(folder: Path) -> list[Record]:

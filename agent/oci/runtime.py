@@ -161,7 +161,9 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     async def ps(self, container_id: str, *, container: str = "") -> list[int]:
         """The pids of all processes in the container, as the host counts them."""
         argv = self.argv("ps", "--format", "json", container_id)
-        result = await self._run(argv, container, "cannot list the container's processes")
+        result = await self._command(argv)
+        if result.returncode:
+            raise _failure(result, container, "cannot list the container's processes")
         try:
             return msgspec.json.decode(result.stdout or b"[]", type=list[int])
         except msgspec.DecodeError as e:
@@ -212,8 +214,11 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
         *,
         timeout: float = 10.0,  # noqa: ASYNC109
         limit: int = 1 << 20,
+        is_terse: bool = False,
     ) -> tool.Result:
-        return await tool.run(argv, env=self.environment(), timeout=timeout, limit=limit, spawner=self.spawner)
+        return await tool.run(
+            argv, env=self.environment(), timeout=timeout, limit=limit, is_terse=is_terse, spawner=self.spawner
+        )
 
     async def _run(
         self,
@@ -222,7 +227,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
         what: str,
         timeout: float = 10.0,  # noqa: ASYNC109
     ) -> tool.Result:
-        result = await self._command(argv, timeout=timeout)
+        result = await self._command(argv, timeout=timeout, is_terse=True)
         if result.returncode:
             raise _failure(result, container, what)
         return result

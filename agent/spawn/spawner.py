@@ -70,7 +70,7 @@ class Remote:
             raise CleatError(
                 f"cannot reach the executor at {self._path}",
                 why=e.strerror or str(e),
-                hint="systemctl status cleat-executor.socket",
+                hint="systemctl restart cleat-executor.socket",
             ) from e
         sock.setblocking(False)  # noqa: FBT003 its only form
         asyncio.get_running_loop().add_reader(sock, self._heard)

@@ -35,16 +35,16 @@ class Result(msgspec.Struct, frozen=True):
 class _Capture:
     """Reads one pipe to its end in the loop, keeping at most `limit` bytes and dropping the rest."""
 
-    def __init__(self, limit: int, on_output: Callable[[bytes], None] | None = None) -> None:
+    def __init__(self, limit: int, on_output: Callable[[bytes], None] | None = None, *, at_end: bool = False) -> None:
         self._limit = limit
         self._on_output = on_output
         self._size = 0
         self._parts: list[bytes] = []
         self._fd, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(self.write_end, True)
-        self._loop = asyncio.get_running_loop()
-        self.finished = self._loop.create_future()
-        self._loop.add_reader(self._fd, self._read)
+        self._loop = None if at_end else asyncio.get_running_loop()
+        if self._loop is not None:
+            self._loop.add_reader(self._fd, self._read)
 
     def _read(self) -> None:
         try:
@@ -75,11 +75,10 @@ class _Capture:
     def close(self) -> None:
         self.close_write_end()
         if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
+            if self._loop is not None:
+                self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
-        if not self.finished.done():
-            self.finished.set_result(None)
 
     @property
     def data(self) -> bytes:
@@ -113,15 +112,17 @@ async def run(
     limit: int = 1 << 20,
     pass_fds: Sequence[int] = (),
     on_output: Callable[[bytes], None] | None = None,
+    is_terse: bool = False,
     spawner: Spawner = HERE,
 ) -> Result:
     """Run a tool to its end. The exit code is the caller's to judge; output beyond `limit` bytes each is dropped.
 
     It has the agent's own rights, few as they are, unless `spawner` is the executor. `pass_fds` become the child's fds
-    3 and up, in order; `on_output` sees all of stdout as it comes. Raises CommandNotFound or CommandNotExecutable when
+    3 and up, in order; `on_output` sees all of stdout as it comes. What `is_terse` says no more than a pipe holds
+    (64 KiB), and is read when it has ended. Raises CommandNotFound or CommandNotExecutable when
     it cannot be run, DeadlineExceeded (the tool is killed and reaped) after `timeout` seconds.
     """
-    out, err = _Capture(limit, on_output), _Capture(limit)
+    out, err = _Capture(limit, on_output, at_end=is_terse), _Capture(limit, at_end=is_terse)
     stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC) if stdin else (null_fd(), -1)
     process: Process | None = None
     try:
@@ -142,6 +143,7 @@ async def run(
         err.drain()
         return Result(code, out.data, err.data)
     except TimeoutError as e:
+        err.drain()
         raise DeadlineExceeded(
             f"{shlex.join(argv)} did not end within {timeout:g} s",
             why=err.data.decode(errors="replace").strip(),

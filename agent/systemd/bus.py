@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The D-Bus connection: calls with a written signature, signals by match rule, reconnecting for ever.
 
-The only importer of dbus-next besides daemon/api.py. No introspection, no proxies. On losing the bus PID 1 forgets
-every subscription of ours (its destroy_bus()), so each reconnect asks for name, matches and Subscribe() again.
+No introspection, no proxies. dbus-next is imported here, in bus_writer.py and for the service side in daemon/. On losing
+the bus PID 1 forgets every subscription of ours (its destroy_bus()), so each reconnect asks for name, matches and
+Subscribe() again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from dbus_next import BusType, Message, MessageType, NameFlag, RequestNameReply, Variant
@@ -28,13 +29,13 @@ from agent.errors import (
     UnitExists,
     Unsupported,
 )
+from agent.systemd.bus_writer import Writer
 
 __all__ = ["Bus", "Signal", "Variant", "decode_path", "encode_path"]
 
 logger = logging.getLogger(__name__)
 
 _CALL_TIMEOUT = 30.0
-_CALLS_AT_ONCE = 32
 _RECONNECT_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 Signal = Message
@@ -104,10 +105,9 @@ class Bus:
     def __init__(self, *, user: bool = False) -> None:
         self._type = BusType.SESSION if user else BusType.SYSTEM
         self._bus: MessageBus | None = None
-        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._peer: Peer | None = None
-        # The library fails a call when the socket's buffer is full; so many small messages fit into it.
-        self._in_flight = asyncio.Semaphore(_CALLS_AT_ONCE)
+        # Whom an answer is for, by the serial of the question.
+        self._calls: dict[int, asyncio.Future[Message]] = {}
         self._matches: dict[str, int] = {}
         self._signal_handlers: dict[str, list[SignalHandler]] = {}
         self._message_handlers: list[MessageHandler] = []
@@ -141,8 +141,8 @@ class Bus:
         except (OSError, EOFError, TimeoutError) as e:
             raise BusLost("cannot connect to the D-Bus broker", why=str(e), hint="systemctl status dbus") from e
         bus.add_message_handler(self._dispatch)
+        Writer.replace(bus)
         self._bus = bus
-        self._lost = asyncio.get_running_loop().create_future()
         for rule in self._matches:
             await self._bus_call("AddMatch", "s", rule)
         if self._name:
@@ -166,8 +166,10 @@ class Bus:
             for end in (self._bus._stream, self._bus._sock):  # noqa: SLF001
                 with suppress(OSError, ValueError):
                     end.close()
-            self._lost.set_result(None)
             self._bus = None
+            unanswered, self._calls = self._calls, {}
+            for call in unanswered.values():
+                call.cancel()
             if self._is_closing():
                 return
             for lost in self.on_lost:
@@ -234,28 +236,30 @@ class Bus:
             body=list(body),
         )
         try:
-            async with asyncio.timeout(timeout), self._in_flight if timeout <= _CALL_TIMEOUT else nullcontext():
-                answered, call = await self._answer(bus, message)
+            async with asyncio.timeout(timeout):
+                reply = await self._answer(bus, message)
         except TimeoutError as e:
             raise DeadlineExceeded(f"{destination} did not answer {member} within {timeout:g} s") from e
-        if not answered or call.exception() is not None:
+        if reply is None:
             raise BusLost(f"the D-Bus broker went away during {member}")
-        reply = call.result()
-        assert reply is not None
         if reply.message_type is MessageType.ERROR:
             raise _error_of(reply, f"{member} failed")
         return list(reply.body)
 
-    async def _answer(self, bus: MessageBus, message: Message) -> tuple[bool, asyncio.Future[Message | None]]:
-        """Wait for the reply or for the end of the connection; whether there is one, and the call."""
-        call = asyncio.ensure_future(bus.call(message))
+    async def _answer(self, bus: MessageBus, message: Message) -> Message | None:
+        """The reply; None when the connection ended before there was one."""
+        message.serial = bus.next_serial()
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        calls = self._calls  # of this connection: the next one counts anew
+        calls[message.serial] = answer
         try:
-            await asyncio.wait((call, self._lost), return_when=asyncio.FIRST_COMPLETED)
+            if bus is not self._bus or not bus.connected:
+                return None
+            bus.send(message)
+            await asyncio.wait((answer,))
+            return None if answer.cancelled() else answer.result()
         finally:
-            answered = call.done()
-            if not answered:
-                call.cancel()
-        return answered, call
+            calls.pop(message.serial, None)
 
     async def _bus_call(self, member: str, signature: str, *body: Any) -> list[Any]:
         daemon = "org.freedesktop.DBus"
@@ -311,4 +315,9 @@ class Bus:
                 reply = answer(message)
                 if reply is not None:
                     return reply
-        return None
+            return None
+        call = self._calls.get(message.reply_serial)
+        if call is None or call.done():
+            return None
+        call.set_result(message)
+        return True

@@ -9,6 +9,7 @@ process that is not in the scope's cgroup afterwards, is a failure: limits would
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,6 +49,23 @@ def unit_path(unit: str) -> str:
 
 def _removed_rule(unit: str) -> str:
     return f"type='signal',sender='{SYSTEMD}',interface='{_MANAGER}',member='UnitRemoved',arg0='{unit}'"
+
+
+def _variant(signature: str, value: Any) -> Variant:
+    """Checked by the library at each making: those that all containers share are made once."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return _shared_list(signature, tuple(value))
+    return _shared(signature, value) if isinstance(value, int | str) else Variant(signature, value)
+
+
+@functools.lru_cache(maxsize=256)
+def _shared(signature: str, value: int | str) -> Variant:
+    return Variant(signature, value)
+
+
+@functools.lru_cache(maxsize=256)
+def _shared_list(signature: str, value: tuple[str, ...]) -> Variant:
+    return Variant(signature, list(value))
 
 
 class Scopes:
@@ -115,7 +133,7 @@ class Scopes:
             ) from e
 
     async def _start_once(self, unit: str, pid: int, properties: Sequence[Property]) -> str:
-        body = [[name, Variant(signature, value)] for name, signature, value in properties]
+        body = [[name, _variant(signature, value)] for name, signature, value in properties]
         body.append(["PIDs", Variant("au", [pid])])
         body.append(["Controller", Variant("s", self._bus.unique_name)])
         waiter = self._jobs[unit] = asyncio.get_running_loop().create_future()
@@ -186,7 +204,7 @@ class Scopes:
 
     async def set_properties(self, unit: str, properties: Sequence[Property]) -> None:
         """Change a running unit's properties until it ends (SetUnitProperties, runtime)."""
-        body = [[name, Variant(signature, value)] for name, signature, value in properties]
+        body = [[name, _variant(signature, value)] for name, signature, value in properties]
         await self._manager("SetUnitProperties", "sba(sv)", unit, True, body)  # noqa: FBT003 a bus argument
 
     async def start_unit(self, unit: str, *, wait: bool = False, deadline: float = 90.0) -> None:

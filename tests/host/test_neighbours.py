@@ -123,10 +123,12 @@ def test_the_manager_executes_itself_anew(clean: Host) -> None:
 def little_space(clean: Host) -> Iterator[Host]:
     """/run/cleat is a file system of its own that a test can fill."""
     clean.run("systemctl stop cleat.service; mount -t tmpfs -o size=2m,mode=711 little /run/cleat")
+    clean.run("systemctl restart cleat-executor.socket")
     clean.run(["systemctl", "start", "cleat.service"])
     yield clean
     clean.run("rm -f /etc/cleat/containers/*; rm -f /run/cleat/ballast; cleat reload-agent", check=False)
-    clean.run("systemctl stop cleat.service; umount -l /run/cleat; systemctl start cleat.service")
+    clean.run("systemctl stop cleat.service; umount -l /run/cleat")
+    clean.run("systemctl restart cleat-executor.socket cleat.service")
 
 
 def test_no_space_is_said_and_survived(little_space: Host) -> None:

@@ -146,7 +146,7 @@ def test_no_executor_is_said(tmp_path: Path) -> None:
     async def ask() -> None:
         await run(["true"], spawner=Remote(tmp_path / "none"))
 
-    with pytest.raises(CleatError, match=r"cannot reach the executor .*systemctl status cleat-executor\.socket"):
+    with pytest.raises(CleatError, match=r"cannot reach the executor .*systemctl restart cleat-executor\.socket"):
         asyncio.run(ask())
 
 
