@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The D-Bus connection: calls with a written signature, signals by match rule, reconnecting for ever.
 
-No introspection, no proxies. dbus-next is imported here, in bus_writer.py and for the service side in daemon/. On losing
-the bus PID 1 forgets every subscription of ours (its destroy_bus()), so each reconnect asks for name, matches and
+No introspection, no proxies. dbus-next is imported here, in bus_writer.py and for the service side in daemon/. When the
+bus is lost PID 1 forgets every subscription of ours (its destroy_bus()), so each reconnect asks for name, matches and
 Subscribe() again.
 """
 
