@@ -287,8 +287,7 @@ def _settle(host: Host, *argv: str | Entry) -> Entry:
 
 
 def _check_agent_fds(host: Host, agent: str, fds: list[str]) -> None:
-    """The agent holds no more fds than after its first test, but for its mount namespace, opened once when needed."""
-    fds = [fd for fd in fds if " -> mnt:[" not in fd]
+    """The agent holds no more fds than after its first test."""
     first = host.agent_fds.setdefault(agent, fds)
     now, before = "\n".join(fds), "\n".join(first)
     assert len(fds) <= len(first), f"the agent ({agent}) leaks fds, it holds\n{now}\nbefore it was\n{before}"
