@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,7 +28,13 @@ def bare_host() -> Iterator[Host]:
 
 @pytest.fixture(scope="session")
 def host(bare_host: Host) -> Host:
-    """A booted host with this checkout's cleat package installed and cleat.service running."""
+    """A booted host with this checkout's cleat package installed and cleat.service running.
+
+    $CLEAT_TEST_CONMON is a conmon binary to use instead of the distribution's.
+    """
+    other = os.environ.get("CLEAT_TEST_CONMON")
+    if other:
+        bare_host.write("/usr/bin/conmon", Path(other).read_bytes(), 0o755)
     bare_host.install(build_package())
     bare_host.run(["systemctl", "start", "cleat.service"], timeout=60)
     return bare_host
