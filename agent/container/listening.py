@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -67,8 +67,15 @@ class Listening:
 
     @property
     def names(self) -> tuple[str, ...]:
+        return self._names(held.wanted for held in self._held)
+
+    def names_with(self, container: Container) -> tuple[str, ...]:
+        """The same for a start with all sockets of `container`, open already or not."""
+        return self._names(container.socket)
+
+    def _names(self, own: Iterable[Socket]) -> tuple[str, ...]:
         return (
-            *(_fd_name(held.wanted) for held in self._held),
+            *(_fd_name(socket) for socket in own),
             *(item.name for item in self._passed),
             *(kept.name for kept in self.kept.all),
         )

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from agent.container import checkpoint as checkpoints
-from agent.container import figures
+from agent.container import figures, preview
 from agent.container.attach import attach_point
 from agent.container.launch import Running
 from agent.container.supervisor import Supervisor
@@ -69,6 +69,8 @@ class Operations:
 
     async def inspect(self, caller: str, name: str, with_spec: bool) -> str:  # noqa: FBT001 a bus argument
         supervisor = self.agent.supervisor(name)
+        if with_spec:
+            return json.dumps(await self._spec(supervisor))
         status = msgspec.to_builtins(supervisor.status())
         found: dict[str, Any] = {
             **status,
@@ -85,9 +87,15 @@ class Operations:
                 "runtime": running.runtime.path,
                 "attach_socket": os.fspath(bundle / "attach"),
             }
-            if with_spec:
-                found["spec"] = _read_json(os.fspath(bundle / "config.json"))
         return json.dumps(found)
+
+    async def _spec(self, supervisor: Supervisor) -> Any:
+        """What the runtime was given for the run of the moment, else what it would be given now."""
+        running = supervisor.running
+        if running is not None:
+            return _read_json(os.fspath(self.agent.host.paths.bundle(running.id) / "config.json"))
+        container = supervisor.definition.container
+        return await preview.spec_of(self.agent.host, container, supervisor.listening.names_with(container))
 
     async def plan(self, caller: str) -> str:
         self.agent.load()
