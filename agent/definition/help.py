@@ -188,7 +188,7 @@ DEFINITION: Mapping[str, str] = {
     "cgroup.manager": "systemd or cgroupfs, for modes other than split",
     "cgroup.slice": "Slice of the scope",
     "runtime.name": "OCI runtime: a name from cleat.toml or the PATH, or the path of a binary",
-    "runtime.args": "Further global arguments of the runtime",
+    "runtime.args": "Further global arguments of the runtime, but for those that the agent sets (root, log, cgroups)",
     "runtime.no_pivot": "Do not use pivot_root(2), for a root in memory",
     "credential.name": "Name of the file in $CREDENTIALS_DIRECTORY",
     "credential.load": "File of the host with the secret",
