@@ -565,6 +565,8 @@ class Supervisor:
             records.write(self.host.paths.records, snapshot.record_of(self))
         except OSError as e:
             self.host.report_unwritable(self.name, e)
+        else:
+            self.host.record_stored(self.name)
 
     def event(
         self,
