@@ -19,9 +19,10 @@ import msgspec
 from agent.container.kept import KeptFds
 from agent.definition.model import Container, Socket
 from agent.errors import CleatError
-from agent.systemd import journal, sockdiag, sockets
+from agent.systemd import journal, sockets
 from agent.systemd.fd_store import FdStore, own_name
 from agent.systemd.passed_fds import PassedFd
+from agent.systemd.socket_use import SocketUse
 
 _KIND = "socket"
 
@@ -45,6 +46,7 @@ class Listening:
         self._passed: list[PassedFd] = []
         self._triggers: list[float] = []
         self._armed: list[int] = []
+        self._uses: dict[int, SocketUse] = {}
 
     @property
     def is_open(self) -> bool:
@@ -95,6 +97,7 @@ class Listening:
         Raises DefinitionRejected for one that cannot be had; those that could are open.
         """
         self.disarm()
+        self._uses.clear()
         old, self._held, self.container = self._held, [], container
         kept = [self._pick(old, wanted) for wanted in container.socket]
         # Given up before others are bound: a new socket may want the place of an old one.
@@ -209,12 +212,16 @@ class Listening:
 
     @property
     def stop_idle_sec(self) -> float:
-        """After how many seconds without a connection the container is stopped; infinite for never."""
+        """After how many seconds without connections and datagrams the container is stopped; infinite for never."""
         return min((s.stop_idle_sec for s in self.container.socket), default=float("inf"))
 
-    async def connections(self) -> int:
-        """Connections of all listening sockets together, those that wait to be accepted included."""
-        return sum([await sockdiag.count_connections(held.fd) for held in self._held])
+    async def is_used(self) -> bool:
+        """Whether there is a connection, accepted or waiting, or was a datagram since this was asked last.
+
+        Raises Unsupported where nobody can tell, DeadlineExceeded.
+        """
+        uses = [self._uses.setdefault(held.fd, SocketUse(held.fd)) for held in self._held]
+        return any([await use.is_used() for use in uses])
 
 
 def _fd_name(socket: Socket) -> str:

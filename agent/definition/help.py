@@ -63,7 +63,7 @@ DEFINITION: Mapping[str, str] = {
     "socket.backlog": "Number of connections that may wait",
     "socket.accept_from": "IP addresses and prefixes that may connect; all where empty",
     "socket.on_demand": "Start the container at the first connection, not at once",
-    "socket.stop_idle_sec": "Stop the container after this time without connections; the sockets stay",
+    "socket.stop_idle_sec": "Stop the container after this time without connections and datagrams; the sockets stay",
     "socket.bind_ipv6_only": "Whether an IPv6 socket takes IPv4 connections: default, both, ipv6-only",
     "socket.bind_to_device": "Network interface to listen on",
     "socket.free_bind": "Allow an address that no interface has yet",

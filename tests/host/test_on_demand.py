@@ -55,6 +55,18 @@ def test_idle_stops_and_demand_starts_again(clean: Host) -> None:
     assert service.status["state"] == "inactive"
 
 
+def test_datagrams_keep_it(clean: Host) -> None:
+    """They are read at once, and are no connections: what keeps it is that they came."""
+    service = Service(clean, "lazy").define(DATAGRAM + 'stop_idle_sec = "600ms"\n')
+    clean.reload()
+    clean.run("for i in $(seq 12); do echo $i | socat -u - UDP4:127.0.0.1:8082; sleep 0.2; done")
+    assert len(clean.journal("CLEAT_CONTAINER=lazy", "CLEAT_EVENT=started")) == 1
+    assert not clean.journal("CLEAT_CONTAINER=lazy", "CLEAT_EVENT=idle")
+    service.event("stopped")
+    assert service.datagrams() == [str(i) for i in range(1, 13)]
+    assert service.status["state"] == "inactive"
+
+
 def test_a_connection_keeps_it(clean: Host) -> None:
     """payload.py answers and hangs up; one that holds its connection is cat's."""
     root = clean.rootfs("nc", "/usr/bin/socat")
