@@ -21,6 +21,7 @@ from agent.daemon.agent import Agent
 from agent.daemon.handles import Handles
 from agent.daemon.sessions import Sessions
 from agent.errors import AccessDenied, CleatError, InvalidArgument, InvalidState, Unsupported
+from agent.process import ProcessRef
 
 _DEFAULT_TIMEOUT = 2**64 - 1
 _USEC = 1_000_000
@@ -29,12 +30,19 @@ _USEC = 1_000_000
 class Operations:
     """One method per row of api.py; the first argument is the caller's bus name."""
 
-    def __init__(self, agent: Agent, handles: Handles, peer_uid: Callable[[str], Awaitable[int]]) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        handles: Handles,
+        peer_uid: Callable[[str], Awaitable[int]],
+        peer_pid: Callable[[str], Awaitable[int]],
+    ) -> None:
         self.agent = agent
         self.handles = handles
         self.sessions = Sessions(agent.host)
         agent.on_change.append(self.sessions.container_changed)
         self._peer_uid = peer_uid
+        self._peer_pid = peer_pid
         self.subscribers: set[str] = set()
 
     async def status(self, caller: str, names: list[str]) -> str:
@@ -147,7 +155,8 @@ class Operations:
         return session.id, session.attach_socket, session.control
 
     async def exec_start(self, caller: str, session: str) -> None:
-        await self.sessions.get(session, await self._peer_uid(caller)).start()
+        found = self.sessions.get(session, await self._peer_uid(caller))
+        await found.start(ProcessRef.of(await self._peer_pid(caller)))
 
     async def exec_wait(self, caller: str, session: str) -> int:
         return await self.sessions.get(session, await self._peer_uid(caller)).wait()
