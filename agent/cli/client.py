@@ -36,6 +36,9 @@ PATH = "/org/cleat/Agent1"
 INTERFACE = "org.cleat.Agent1.Manager"
 QUERY_SEC = 25.0  # sd-bus' own default
 _FREEDESKTOP = "org.freedesktop.DBus.Error."
+_DRIVER = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+AGENT_BACK = 0
+"""Stands for the serial of a call in what `ready` gives: an agent has come to the bus. No call has it."""
 _CHUNK = 1 << 16
 
 
@@ -47,11 +50,26 @@ class Bus:
         self._buffer = bytearray()
         self._serial = 0
         self._prompt: AbstractContextManager[None] | None = None
-        self._deadline: float | None = time.monotonic() + QUERY_SEC
-        self._socket = _connect(address(user=user))
+        self._deadline: float | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        self._deadline = time.monotonic() + QUERY_SEC
+        self._socket = _connect(address(user=self.user))
         self._authenticate()
-        self._queue("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
-        self._await(self._serial)
+        self._await(self._queue(*_DRIVER, "Hello"))
+
+    def reconnect(self) -> None:
+        """A new connection in place of one that broke; calls and matches of the old one are gone."""
+        self._socket.close()
+        self._buffer.clear()
+        self._connect()
+
+    def watch_agent(self) -> None:
+        """From now on `ready` says when an agent comes to the bus."""
+        rule = f"type='signal',sender='{_DRIVER[0]}',member='NameOwnerChanged',arg0='{NAME}'"
+        self._deadline = time.monotonic() + QUERY_SEC
+        self._queue(*_DRIVER, "AddMatch", "s", (rule,))
 
     def __enter__(self) -> Self:
         return self
@@ -102,6 +120,8 @@ class Bus:
         while message := self._take():
             if message.kind in {wire.METHOD_RETURN, wire.ERROR}:
                 yield message.reply_to, _outcome(message, user=self.user)
+            elif message.kind == wire.SIGNAL and message.body[:1] == (NAME,) and any(message.body[2:]):
+                yield AGENT_BACK, ()
 
     def _prepare_prompt(self) -> None:
         from agent.cli import polkit

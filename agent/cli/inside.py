@@ -10,6 +10,7 @@ from argparse import REMAINDER
 from typing import TYPE_CHECKING
 
 from agent.cli import pump, terminal
+from agent.cli.answer import Answer
 from agent.cli.arguments import NAME, Verb, option
 from agent.cli.client import Bus
 from agent.errors import CleatError, InvalidArgument
@@ -39,8 +40,7 @@ def _execute(bus: Bus, args: Namespace) -> int:
         with terminal.raw(0, wanted=args.tty and args.interactive):
             pumped = pump.Pump(
                 link,
-                bus,
-                bus.send("ExecWait", "s", session),
+                Answer(bus, "ExecWait", "s", session, again=True),
                 ctl=ctl,
                 stdin=args.interactive,
                 is_terminal=args.tty,
@@ -93,8 +93,7 @@ def _attach(bus: Bus, args: Namespace, keys: bytes) -> int:
     with pump.connect(path) as link, terminal.raw(0, wanted=is_terminal and not args.no_stdin):
         pumped = pump.Pump(
             link,
-            bus,
-            bus.send("Wait", "s", args.name),
+            Answer(bus, "Wait", "s", args.name),
             ctl=ctl,
             stdin=not args.no_stdin,
             is_terminal=is_terminal,

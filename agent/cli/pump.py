@@ -25,12 +25,13 @@ from agent.errors import AccessDenied, CleatError, InvalidState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from agent.cli.client import Bus
+    from agent.cli.answer import Answer
 
 _PACKET_IN = 8192
 _PACKET_OUT = 8192 + 1
 _SUN_PATH_MAX = 107  # unix(7)
 _AFTER_END_SEC = 5.0  # output that is still under way when the exit code is known
+_AWAY_SEC = 60.0  # an agent that was there before the end may be just restarting
 _RESIZE_RETRY_SEC, _RESIZE_PATIENCE_SEC = 0.05, 5.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -84,15 +85,13 @@ def caught_signals(*more: signal.Signals) -> Iterator[int]:
 class Pump:
     """One attached session.
 
-    `answer_to` is the serial of the call on `bus` whose answer is the exit code. `on_signal` gets signals
-    that are meant for the command and says whether to go on.
+    `answer` will be the exit code. `on_signal` gets signals that are meant for the command and says whether to go on.
     """
 
     def __init__(
         self,
         link: socket.socket,
-        bus: Bus,
-        answer_to: int,
+        answer: Answer,
         *,
         ctl: str,
         stdin: bool,
@@ -103,8 +102,7 @@ class Pump:
     ) -> None:
         """`patience` is how long output may wait for its reader, in seconds; None = for ever."""
         self._link = link
-        self._bus = bus
-        self._answer_to = answer_to
+        self._answer = answer
         self._ctl = ctl if is_terminal else ""
         self._read_stdin = stdin
         self._keys = terminal.KeyMatcher(detach_keys if os.isatty(0) else b"")
@@ -114,6 +112,7 @@ class Pump:
         self._attached = True
         self._broken: set[int] = set()
         self._resize_until = time.monotonic() + _RESIZE_PATIENCE_SEC if self._ctl else 0.0
+        self._away_until = 0.0
         self.end: End | None = None
         self.signal = 0
         self.code: int | CleatError | None = None
@@ -122,7 +121,7 @@ class Pump:
     def run(self) -> End:
         with caught_signals(signal.SIGWINCH) as signals:
             self._resize()
-            self._answers()
+            self._take_answer()
             while self.end is None:
                 self._step(signals)
         return self.end
@@ -131,7 +130,7 @@ class Pump:
         poll = select.poll()
         poll.register(signals, select.POLLIN)
         if self.code is None:
-            poll.register(self._bus, select.POLLIN)
+            poll.register(self._answer, select.POLLIN)
         if self._attached:
             poll.register(self._link, select.POLLIN | (select.POLLOUT if self._pending else 0))
         if self._read_stdin and self._attached and not self._pending:
@@ -147,8 +146,10 @@ class Pump:
             self._input()
         if self._pending and self._attached:  # never an empty packet: to conmon that is the end of input
             self._send()
-        if self.code is None and self._bus.fileno() in ready:
-            self._answers()
+        if self.code is None and self._answer.fileno() in ready:
+            self._take_answer()
+        if self.code is None and not self._attached and self._answer.away is not None:
+            self._wait_for_agent(self._answer.away)
         if self.end is None and self._is_over(quiet=not ready):
             self.end = End.EXITED
 
@@ -165,13 +166,15 @@ class Pump:
         """Milliseconds: short while a resize is tried again, bounded once the exit code is known."""
         if self._resize_until:
             return _RESIZE_RETRY_SEC * 1000
+        if self._away_until:
+            return max(0.0, self._away_until - time.monotonic()) * 1000
         return _AFTER_END_SEC * 1000 if isinstance(self.code, int) else None
 
     def _signals(self, fd: int) -> None:
         for number in os.read(fd, 64):
             if number == signal.SIGWINCH:
                 self._resize_until = time.monotonic() + _RESIZE_PATIENCE_SEC if self._ctl else 0.0
-            elif isinstance(self.code, CleatError) or not self._on_signal(number):
+            elif isinstance(self.code, CleatError) or self._answer.away or not self._on_signal(number):
                 self.signal = number
                 self.end = End.SIGNALLED
 
@@ -263,10 +266,19 @@ class Pump:
             return
         self._pending = self._pending[sent:]
 
-    def _answers(self) -> None:
-        for serial, outcome in self._bus.ready():
-            if serial == self._answer_to:
-                self.code = outcome if isinstance(outcome, CleatError) else _code(outcome)
+    def _take_answer(self) -> None:
+        outcome = self._answer.take()
+        if outcome is not None:
+            self.code = outcome if isinstance(outcome, CleatError) else _code(outcome)
+        if self._answer.away is None:
+            self._away_until = 0.0
+
+    def _wait_for_agent(self, reason: CleatError) -> None:
+        """The command has ended and only an agent knows how: one has this long to come back."""
+        now = time.monotonic()
+        self._away_until = self._away_until or now + _AWAY_SEC
+        if now >= self._away_until:
+            self.code = reason
 
 
 def _code(values: tuple[Any, ...]) -> int:

@@ -162,7 +162,7 @@ class Host:
         return runtime, features
 
     def report_unwritable(self, name: str, error: OSError) -> None:
-        """Say once per container that its record cannot be stored; what runs goes on."""
+        """Say that a container's record cannot be stored, once until one is stored again; what runs goes on."""
         if name not in self._unwritable:
             self._unwritable.add(name)
             failure = CleatError(
@@ -173,3 +173,6 @@ class Host:
                 hint=f"free space on {self.paths.runtime}",
             )
             journal.send(journal.Event.RECORD_UNWRITABLE, "", container=name, error=failure)
+
+    def record_stored(self, name: str) -> None:
+        self._unwritable.discard(name)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stopping a container that nobody is connected to: `stop_idle_sec`.
+"""Stopping a container that nobody uses: `stop_idle_sec`.
 
-The kernel does not tell when the last connection of a listening socket ends, so they are counted a few times within the
-period; the container is stopped when every count over the whole period was zero. A connection that arrives meanwhile
-waits in the socket's queue and starts the container again.
+The kernel does not tell when the last connection of a listening socket ends, so its sockets are looked at a few times
+within the period; the container is stopped when there was no connection each time, and no datagram in between. What
+arrives meanwhile waits in the socket's queue and starts the container again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _COUNTS = 4
 
 
 class IdleWatch:
-    """Calls `on_idle` once when there was no connection for the time that the definition sets."""
+    """Calls `on_idle` once when nobody used it for the time that the definition sets."""
 
     def __init__(self, listening: Listening, on_idle: Callable[[], None]) -> None:
         self._listening = listening
@@ -38,7 +38,7 @@ class IdleWatch:
         quiet = 0
         while quiet <= _COUNTS:
             try:
-                quiet = 0 if await self._listening.connections() else quiet + 1
+                quiet = 0 if await self._listening.is_used() else quiet + 1
             except CleatError as e:
                 name = self._listening.container.name
                 journal.send(journal.Event.FEATURE_MISSING, f"{name} is not stopped when idle", container=name, error=e)

@@ -12,16 +12,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from agent.container.kept import KeptFds
 from agent.definition.model import Container, Socket
 from agent.errors import CleatError
-from agent.systemd import journal, sockdiag, sockets
+from agent.systemd import journal, sockets
 from agent.systemd.fd_store import FdStore, own_name
 from agent.systemd.passed_fds import PassedFd
+from agent.systemd.socket_use import SocketUse
 
 _KIND = "socket"
 
@@ -45,6 +46,7 @@ class Listening:
         self._passed: list[PassedFd] = []
         self._triggers: list[float] = []
         self._armed: list[int] = []
+        self._uses: dict[int, SocketUse] = {}
 
     @property
     def is_open(self) -> bool:
@@ -67,8 +69,15 @@ class Listening:
 
     @property
     def names(self) -> tuple[str, ...]:
+        return self._names(held.wanted for held in self._held)
+
+    def names_with(self, container: Container) -> tuple[str, ...]:
+        """The same for a start with all sockets of `container`, open already or not."""
+        return self._names(container.socket)
+
+    def _names(self, own: Iterable[Socket]) -> tuple[str, ...]:
         return (
-            *(_fd_name(held.wanted) for held in self._held),
+            *(_fd_name(socket) for socket in own),
             *(item.name for item in self._passed),
             *(kept.name for kept in self.kept.all),
         )
@@ -88,6 +97,7 @@ class Listening:
         Raises DefinitionRejected for one that cannot be had; those that could are open.
         """
         self.disarm()
+        self._uses.clear()
         old, self._held, self.container = self._held, [], container
         kept = [self._pick(old, wanted) for wanted in container.socket]
         # Given up before others are bound: a new socket may want the place of an old one.
@@ -202,12 +212,16 @@ class Listening:
 
     @property
     def stop_idle_sec(self) -> float:
-        """After how many seconds without a connection the container is stopped; infinite for never."""
+        """After how many seconds without connections and datagrams the container is stopped; infinite for never."""
         return min((s.stop_idle_sec for s in self.container.socket), default=float("inf"))
 
-    async def connections(self) -> int:
-        """Connections of all listening sockets together, those that wait to be accepted included."""
-        return sum([await sockdiag.count_connections(held.fd) for held in self._held])
+    async def is_used(self) -> bool:
+        """Whether there is a connection, accepted or waiting, or was a datagram since this was asked last.
+
+        Raises Unsupported where nobody can tell, DeadlineExceeded.
+        """
+        uses = [self._uses.setdefault(held.fd, SocketUse(held.fd)) for held in self._held]
+        return any([await use.is_used() for use in uses])
 
 
 def _fd_name(socket: Socket) -> str:

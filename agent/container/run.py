@@ -300,7 +300,7 @@ class Run:
 
     def _became_idle(self) -> None:
         """Nobody is connected: stop, and let the next connection start it again (it stays wanted)."""
-        self.owner.event(journal.Event.IDLE, f"{self.owner.name} has had no connection for its stop_idle_sec")
+        self.owner.event(journal.Event.IDLE, f"{self.owner.name} was not used for its stop_idle_sec")
         self.post(StopRequested(self._service.timeout_stop_sec, why="idle"))
 
     # Stopping

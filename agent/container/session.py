@@ -16,13 +16,16 @@ from pathlib import Path
 
 import msgspec
 
+from agent.conmon.monitor import read_exit_file
 from agent.container import command
 from agent.container.command import ExecRequest
 from agent.container.exec import Execution, make
+from agent.container.hangup import hang_up
 from agent.container.host import Host
 from agent.container.launch import Running
 from agent.definition.model import Container
 from agent.errors import CleatError, DeadlineExceeded, InvalidState
+from agent.process import ProcessRef
 from agent.systemd import journal
 
 START_DEADLINE = 60.0
@@ -44,6 +47,7 @@ class _Stored(msgspec.Struct, frozen=True, omit_defaults=True):
     owner: int
     program: str
     detach: bool = False
+    terminal: bool = False
 
 
 class Session:
@@ -61,13 +65,15 @@ class Session:
         self.container_id = running.id
         self.owner = stored.owner
         self.phase = Phase.WAITING
-        self._unit = running.unit
+        self._running = running
         self._execution = execution
         self._stored = stored
         self._on_gone = on_gone
         self._task: asyncio.Task[None] | None = None
         self._result: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiters = 0
+        self._client_fd = -1
+        self._hanging_up: asyncio.Task[None] | None = None
 
     @property
     def id(self) -> str:
@@ -81,14 +87,17 @@ class Session:
     def control(self) -> str:
         return self._execution.folder.control
 
-    async def start(self) -> None:
-        """Let the command begin; returns when it has. When it cannot, the session is gone and the reason raised."""
+    async def start(self, client: ProcessRef | None) -> None:
+        """Let the command begin; returns when it has. When it cannot, the session is gone and the reason raised.
+
+        A command that is not detached is ended when the process `client` is gone.
+        """
         if self.phase is not Phase.WAITING or self._task is None or self._task.cancelling():
             raise InvalidState(f"the session is {self.phase} already", container=self.container)
         self.phase = Phase.RUNNING
         await self._stop_task()
         try:
-            self._execution.folder.write(_STARTED_FILE, b"")
+            self._execution.folder.write(_STARTED_FILE, msgspec.json.encode(client))
             await self._execution.begin()
         except (CleatError, OSError) as e:
             error = e if isinstance(e, CleatError) else CleatError("the command cannot begin", why=str(e))
@@ -98,6 +107,7 @@ class Session:
             raise error from e
         self._tell(f"{self._stored.program} executed in {self.container}")
         self._task = asyncio.create_task(self._follow(), name=f"exec {self.id[:12]}")
+        self._watch_client(client)
 
     async def wait(self) -> int:
         """The exit code. Afterwards the session is gone. Raises ConmonLost, or why it was not started."""
@@ -171,6 +181,7 @@ class Session:
             error = e
         await self._execution.end(patience=_END_PATIENCE)
         self.phase = Phase.ENDED
+        self._forget_client()
         self._settle(error, code)
         if self._stored.detach:
             self._tell(
@@ -195,22 +206,54 @@ class Session:
             message,
             container=self.container,
             container_id=self.container_id,
-            unit=self._unit,
+            unit=self._running.unit,
             exit_code=exit_code,
             error=error,
             CLEAT_SESSION=self.id,
             CLEAT_UID=self.owner,
         )
 
+    # Its client, by the process: that outlives connections to the bus, and the agent
+
+    def _watch_client(self, client: ProcessRef | None) -> None:
+        if client is None or self._stored.detach or self.phase is not Phase.RUNNING:
+            return
+        pidfd = client.open_pidfd()
+        if pidfd is None:
+            self._hang_up()
+        else:
+            self._client_fd = pidfd
+            asyncio.get_running_loop().add_reader(pidfd, self._client_gone)
+
+    def _client_gone(self) -> None:
+        self._forget_client()
+        self._hang_up()
+
+    def _forget_client(self) -> None:
+        if self._client_fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._client_fd)
+            os.close(self._client_fd)
+            self._client_fd = -1
+
+    def _hang_up(self) -> None:
+        command, terminal = self._execution.command, self._stored.terminal
+        if command is not None and self.phase is Phase.RUNNING:
+            self._tell(f"{self._stored.program} in {self.container} is ended: its client is gone")
+            work = hang_up(self._running, command, terminal=terminal)
+            self._hanging_up = asyncio.create_task(work, name=f"exec {self.id[:12]} hangup")
+
     # Over the agent's restart
 
     def resume(self) -> bool:
-        """Follow a command that a former agent started; False when there is nothing to follow."""
-        if not self._execution.adopt():
+        """Follow a command that a former agent started, or take its exit code; False when nothing is left of it."""
+        folder = self._execution.folder.path
+        has_ended = read_exit_file(os.fspath(folder / "exit"), self.container_id) is not None
+        if not self._execution.adopt() and not has_ended:
             return False
         self._execution.adopt_command()
         self.phase = Phase.RUNNING
         self._task = asyncio.create_task(self._follow(), name=f"exec {self.id[:12]}")
+        self._watch_client(_read_client(folder))
         return True
 
     async def clear(self) -> None:
@@ -231,7 +274,7 @@ async def create(
 ) -> Session:
     """A session that waits for its start, its attach socket being there. Raises CleatError and leaves nothing then."""
     execution = make(host, container, running, request)
-    stored = _Stored(owner, os.path.basename(request.command[0]), request.detach)
+    stored = _Stored(owner, os.path.basename(request.command[0]), request.detach, request.terminal)
     try:
         execution.folder.write(_STATE_FILE, msgspec.json.encode(stored))
         await execution.prepare(terminal=request.terminal, stdin=request.stdin and not request.detach)
@@ -262,5 +305,12 @@ def find_left(
 def _read_stored(folder: Path) -> _Stored | None:
     try:
         return msgspec.json.decode((folder / _STATE_FILE).read_bytes(), type=_Stored)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _read_client(folder: Path) -> ProcessRef | None:
+    try:
+        return msgspec.json.decode((folder / _STARTED_FILE).read_bytes(), type=ProcessRef | None)
     except (OSError, msgspec.MsgspecError):
         return None

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agent.container import launch
 from agent.container.record import Record
@@ -13,28 +13,36 @@ if TYPE_CHECKING:
     from agent.container.supervisor import Supervisor
 
 
+def _both(s: Supervisor) -> dict[str, Any]:
+    """What stands in the status and in the record, under the same names."""
+    running, last, container = s.running, s.last, s.definition.container
+    return {
+        "name": s.name,
+        "id": running.id if running else s.last_id,
+        "state": s.state,
+        "ready": s.ready,
+        "exit_code": last.code if last else None,
+        "oom_killed": bool(last and last.oom_killed),
+        "started_at": s.started_at,
+        "finished_at": last.finished_at if last else 0.0,
+        "restarts": s.restarts,
+        "status_text": s.status_text,
+        "health": s.health,
+        "image": container.image,
+    }
+
+
 def status_of(s: Supervisor) -> Status:
     """Why the last run failed is told until the next one is ready."""
     told = None if s.ready else s.last
-    running, last, container = s.running, s.last, s.definition.container
+    running, container = s.running, s.definition.container
     return Status(
-        name=s.name,
-        id=running.id if running else s.last_id,
-        state=s.state,
-        ready=s.ready,
+        **_both(s),
         pid=running.payload.pid if running else 0,
         conmon_pid=running.conmon.pid if running else 0,
-        exit_code=last.code if last else None,
-        oom_killed=bool(last and last.oom_killed),
-        started_at=s.started_at,
-        finished_at=last.finished_at if last else 0.0,
-        restarts=s.restarts,
-        status_text=s.status_text,
-        health=s.health,
         health_output=s.health_output,
         unit=s.unit,
         definition=container.source,
-        image=container.image,
         error=told.error if told else "",
         error_code=told.error_code if told else "",
         description=container.description,
@@ -45,9 +53,7 @@ def status_of(s: Supervisor) -> Status:
 def record_of(s: Supervisor) -> Record:
     running, last, definition = s.running, s.last, s.definition
     return Record(
-        name=s.name,
-        id=running.id if running else s.last_id,
-        state=s.state,
+        **_both(s),
         wanted=s.wanted,
         raw=definition.raw,
         source=definition.container.source,
@@ -57,20 +63,11 @@ def record_of(s: Supervisor) -> Record:
         conmon=running.conmon if running else None,
         payload=running.payload if running else None,
         runtime=running.runtime.name if running else "",
-        ready=s.ready,
-        started_at=s.started_at,
-        finished_at=last.finished_at if last else 0.0,
-        exit_code=last.code if last else None,
-        oom_killed=bool(last and last.oom_killed),
-        restarts=s.restarts,
+        stop_signal=running.stop_signal if running else 0,
         attempt=s.attempt,
-        status_text=s.status_text,
-        health=s.health,
         watchdog_sec=s.run.watchdog_sec if s.run else 0.0,
         start_until=s.run.start_until if s.run else 0.0,
         stored_fds=s.listening.kept.all,
         error=last.error if last else "",
         error_code=last.error_code if last else "",
-        image=definition.container.image,
-        stop_signal=running.stop_signal if running else 0,
     )

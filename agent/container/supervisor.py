@@ -63,6 +63,8 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
         self.run: Run | None = None
         self.before_kill: Callable[[Supervisor], Awaitable[None]] | None = None
+        self.on_demand: Callable[[Supervisor], None] = Supervisor.begin
+        """Called when a connection shall start it."""
         self.adopted: Record | None = None
         self.listening = Listening(definition.container, host.fd_store)
         self.listening.kept.on_change = self.save
@@ -303,7 +305,7 @@ class Supervisor:
             self.fail(error)
             return
         self.event(journal.Event.SOCKET_TRIGGERED, f"{self.name} starts on demand")
-        self.begin()
+        self.on_demand(self)
 
     # The task
 
@@ -318,12 +320,17 @@ class Supervisor:
             if await self._is_stopped_within(delay):
                 return
             self.restarts += 1
+        self.listen_later(failed=not outcome.is_clean(self.definition.container.service))
+
+    def listen_later(self, *, failed: bool) -> None:
+        """Wait for connections again, when its task has ended: what starts on demand must find it at rest.
+
+        A connection that waits would start it again at once, so a failure is followed by the delay of a restart.
+        """
         if self.wanted and self.listening.on_demand:
-            # The task ends first: what starts on demand must find it at rest. A connection that waits would start it
-            # again at once, so a failure is followed by the delay of a restart.
-            service, clean = self.definition.container.service, outcome.is_clean(self.definition.container.service)
-            self._demand_failures = 0 if clean else self._demand_failures + 1
-            delay = 0.0 if clean else outcomes.restart_delay(service, self._demand_failures - 1)
+            self._demand_failures = self._demand_failures + 1 if failed else 0
+            service = self.definition.container.service
+            delay = outcomes.restart_delay(service, self._demand_failures - 1) if failed else 0.0
             asyncio.get_running_loop().call_later(delay, self._listen_again)
 
     def _listen_again(self) -> None:
@@ -564,6 +571,8 @@ class Supervisor:
             records.write(self.host.paths.records, snapshot.record_of(self))
         except OSError as e:
             self.host.report_unwritable(self.name, e)
+        else:
+            self.host.record_stored(self.name)
 
     def event(
         self,

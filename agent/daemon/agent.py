@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -20,7 +21,7 @@ from agent.definition.check import check
 from agent.definition.graph import predecessors
 from agent.definition.load import Loader, from_raw
 from agent.definition.model import Container, Definition, Diagnostic, Loaded
-from agent.errors import CleatError, DefinitionRejected, NoSuchContainer
+from agent.errors import CleatError, DefinitionRejected, InvalidState, NoSuchContainer
 from agent.oci.runtime import Runtime
 from agent.reconcile import apply as applying
 from agent.reconcile import related
@@ -41,7 +42,9 @@ class Agent:
         self._launching: set[str] = set()
         self._asked_for: set[str] = set()
         """Names that somebody starts right now: they do not wait for a first connection."""
-        self._stopping: set[asyncio.Task[None]] = set()
+        self._called_off: set[str] = set()
+        """Those among them that somebody stopped before it was their turn."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self.before_kill: Callable[[Supervisor], Awaitable[None]] | None = None
         """Called before a stop that was asked for ends with SIGKILL."""
         host.payload_pid = self._payload_pid
@@ -195,6 +198,8 @@ class Agent:
     async def start(self, name: str) -> None:
         """Start a container for a plan: those that start on demand only begin to listen."""
         supervisor = self.supervisor(name)
+        if name in self._called_off:
+            raise InvalidState("was stopped", container=name)
         if supervisor.listening.on_demand and not supervisor.is_active and name not in self._asked_for:
             supervisor.listen()
         else:
@@ -239,13 +244,19 @@ class Agent:
 
     def report(self, name: str, error: CleatError) -> None:
         supervisor = self.supervisors.get(name)
+        if supervisor is not None and supervisor.listening.on_demand and name not in self._asked_for:
+            # Its first connection tries again.
+            supervisor.listen()
+            return
         if supervisor is not None:
             supervisor.fail(error)
+            supervisor.listen_later(failed=True)
         journal.send(journal.Event.DEPENDENCY_FAILED, "", container=name, error=error)
 
     def _create(self, definition: Definition) -> Supervisor:
         supervisor = Supervisor(self.host, definition, self._changed)
         supervisor.before_kill = self.before_kill
+        supervisor.on_demand = self._demanded
         self.supervisors[definition.name] = supervisor
         return supervisor
 
@@ -277,12 +288,24 @@ class Agent:
         await self._stop_conflicting(names)
         errors: dict[str, CleatError] = {}
         self._asked_for.add(name)
+        self._called_off.discard(name)
         try:
             await applying.start_all(names, self, errors)
         finally:
             self._asked_for.discard(name)
+            self._called_off.discard(name)
         if name in errors:
             raise errors[name]
+
+    def _demanded(self, supervisor: Supervisor) -> None:
+        """A connection wants it: as with a start by hand, what it needs comes first, and what conflicts goes."""
+        self._spawn(self._start_on_demand(supervisor.name))
+
+    async def _start_on_demand(self, name: str) -> None:
+        try:
+            await self.start_with_needs(name)
+        except CleatError as e:
+            logger.debug("%s", e)
 
     async def _stop_conflicting(self, names: Sequence[str]) -> None:
         containers = self._containers()
@@ -303,6 +326,8 @@ class Agent:
     async def stop_with_dependents(self, name: str, timeout_sec: float | None) -> None:
         """Stop a container, after those that require it, the farthest first."""
         supervisor = self.supervisor(name)
+        if name in self._asked_for:
+            self._called_off.add(name)
         for other in reversed(self.dependents(name)):
             await self.supervisors[other].stop()
         await supervisor.stop(timeout_sec)
@@ -338,9 +363,12 @@ class Agent:
         if supervisor is None or supervisor.running is None:
             return
         supervisor.wanted = False
-        task = asyncio.create_task(self._stop_in_turn(supervisor, unit))
-        self._stopping.add(task)
-        task.add_done_callback(self._stopping.discard)
+        self._spawn(self._stop_in_turn(supervisor, unit))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _stop_in_turn(self, supervisor: Supervisor, unit: str) -> None:
         try:

@@ -60,7 +60,7 @@ class App:
         self.agent = Agent(self.host, Loader(self.paths, self.config))
         self.scopes.on_stop_queued = self.agent.stop_queued
         self.handles = Handles(self.bus, self.agent)
-        self.operations = Operations(self.agent, self.handles, self.bus.peer_uid)
+        self.operations = Operations(self.agent, self.handles, self.bus.peer_uid, self.bus.peer_pid)
         self.api = Api(self.bus, self.agent, self.operations, Polkit(self.bus, os.geteuid()))
         self.agent.on_change.append(self._status_changed)
         self.agent.on_loaded.append(self._tell_status)

@@ -71,7 +71,7 @@ def manager_methods(do: Operations) -> tuple[Method, ...]:
             (("name", "s"), ("spec", "b")),
             _JSON,
             inspect,
-            "All that is known of a container, with its runtime spec on request.",
+            "All that is known of a container, or its runtime spec: that of its run, or of the next one.",
             do.inspect,
         ),
         Method(

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from agent.container import checkpoint as checkpoints
-from agent.container import figures
+from agent.container import figures, preview
 from agent.container.attach import attach_point
 from agent.container.launch import Running
 from agent.container.supervisor import Supervisor
@@ -21,6 +21,7 @@ from agent.daemon.agent import Agent
 from agent.daemon.handles import Handles
 from agent.daemon.sessions import Sessions
 from agent.errors import AccessDenied, CleatError, InvalidArgument, InvalidState, Unsupported
+from agent.process import ProcessRef
 
 _DEFAULT_TIMEOUT = 2**64 - 1
 _USEC = 1_000_000
@@ -29,12 +30,19 @@ _USEC = 1_000_000
 class Operations:
     """One method per row of api.py; the first argument is the caller's bus name."""
 
-    def __init__(self, agent: Agent, handles: Handles, peer_uid: Callable[[str], Awaitable[int]]) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        handles: Handles,
+        peer_uid: Callable[[str], Awaitable[int]],
+        peer_pid: Callable[[str], Awaitable[int]],
+    ) -> None:
         self.agent = agent
         self.handles = handles
         self.sessions = Sessions(agent.host)
         agent.on_change.append(self.sessions.container_changed)
         self._peer_uid = peer_uid
+        self._peer_pid = peer_pid
         self.subscribers: set[str] = set()
 
     async def status(self, caller: str, names: list[str]) -> str:
@@ -69,6 +77,8 @@ class Operations:
 
     async def inspect(self, caller: str, name: str, with_spec: bool) -> str:  # noqa: FBT001 a bus argument
         supervisor = self.agent.supervisor(name)
+        if with_spec:
+            return json.dumps(await self._spec(supervisor))
         status = msgspec.to_builtins(supervisor.status())
         found: dict[str, Any] = {
             **status,
@@ -85,9 +95,15 @@ class Operations:
                 "runtime": running.runtime.path,
                 "attach_socket": os.fspath(bundle / "attach"),
             }
-            if with_spec:
-                found["spec"] = _read_json(os.fspath(bundle / "config.json"))
         return json.dumps(found)
+
+    async def _spec(self, supervisor: Supervisor) -> Any:
+        """What the runtime was given for the run of the moment, else what it would be given now."""
+        running = supervisor.running
+        if running is not None:
+            return _read_json(os.fspath(self.agent.host.paths.bundle(running.id) / "config.json"))
+        container = supervisor.definition.container
+        return await preview.spec_of(self.agent.host, container, supervisor.listening.names_with(container))
 
     async def plan(self, caller: str) -> str:
         self.agent.load()
@@ -139,7 +155,8 @@ class Operations:
         return session.id, session.attach_socket, session.control
 
     async def exec_start(self, caller: str, session: str) -> None:
-        await self.sessions.get(session, await self._peer_uid(caller)).start()
+        found = self.sessions.get(session, await self._peer_uid(caller))
+        await found.start(ProcessRef.of(await self._peer_pid(caller)))
 
     async def exec_wait(self, caller: str, session: str) -> int:
         return await self.sessions.get(session, await self._peer_uid(caller)).wait()

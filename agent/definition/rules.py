@@ -24,6 +24,7 @@ from agent.definition.model import (
     UpdateMode,
 )
 from agent.definition.parse import KeyPath, Problem, Problems
+from agent.definition.runtime_args import check_runtime_args
 
 Raw = Mapping[str, Any]
 Rule = Callable[[Container, Raw], Iterator[Problem]]
@@ -389,6 +390,7 @@ RULES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
     (_privileged, ("security.privileged", "security.capabilities_drop")),
     (_log, ("log", "terminal")),
     (_cgroup, ("cgroup.mode", "resources")),
+    (check_runtime_args, ("runtime.args",)),
     (_update, ("update.mode", "image", "rootfs", "bundle")),
     (_dependencies, ("after", "requires", "wants", "restart_with", "conflicts")),
 )

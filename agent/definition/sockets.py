@@ -23,6 +23,7 @@ def is_volume_name(name: str) -> bool:
 
 
 def check_sockets(container: Container, raw: Mapping[str, Any]) -> Iterator[Problem]:
+    yield from _idle(container)
     names: dict[str, int] = {}
     places: dict[tuple[str, str], int] = {}
     for i, socket in enumerate(container.socket):
@@ -44,6 +45,28 @@ def check_sockets(container: Container, raw: Mapping[str, Any]) -> Iterator[Prob
             yield Problem((*path, given[0]), f"socket[{places[place]}] listens there too", "remove one")
         places.setdefault(place, i)
         yield from _options(socket, given[0], path)
+
+
+def _idle(container: Container) -> Iterator[Problem]:
+    """All sockets of a container have to be idle before it is stopped, so that of each it must be possible to tell."""
+    timed = next((i for i, socket in enumerate(container.socket) if not math.isinf(socket.stop_idle_sec)), None)
+    for i, socket in enumerate(container.socket):
+        kind = _untold(socket)
+        if timed is not None and kind:
+            what = f"nobody can tell when socket[{i}] is in use: it is {kind}"
+            yield Problem(("socket", timed, "stop_idle_sec"), what, "remove it, and let the container end by itself")
+            return
+
+
+def _untold(socket: Socket) -> str:
+    """What a socket is whose use the kernel does not show, "" for all others."""
+    if socket.listen_fifo:
+        return "a fifo"
+    address = socket.listen_datagram or socket.listen_stream
+    family = parse_listen_address(address).family if address else None
+    if family is Family.VSOCK:
+        return "a vsock socket"
+    return "a unix datagram socket" if family is Family.UNIX and socket.listen_datagram else ""
 
 
 def _options(socket: Socket, key: str, path: KeyPath) -> Iterator[Problem]:

@@ -65,3 +65,36 @@ def test_a_container_that_is_down_cannot_be_joined(clean: Host) -> None:
     result = clean.cleat("attach", "web", check=False)
     assert result.returncode != 0
     assert "cleat start web" in result.stderr
+
+
+MAPPED = 'terminal = true\n[security]\nuser_namespace = "map"\nuid_map = ["0:700000:65536"]\n'
+AS_ITS_ROOT = ["setpriv", "--reuid=700000", "--regid=700000", "--clear-groups", "--"]
+
+
+def test_only_root_can_attach_and_its_own_mapped_root_cannot_either(clean: Host) -> None:
+    """A mapped root may pass through the bundle to its own files, and open nothing else there."""
+    # The tree itself is an overlay, and its owners cannot be shifted.
+    clean.run(["cp", "-a", clean.rootfs("attach"), "/var/lib/cleat/attach-root"])
+    clean.definition("web", f'rootfs = "/var/lib/cleat/attach-root"\ncommand = ["/bin/sleep", "1000"]\n{MAPPED}')
+    clean.reload()
+    session = clean.cleat("exec", "-d", "web", "--", "sleep", "1000").stdout.strip()
+    bundle = json.loads(clean.cleat("inspect", "web").stdout)["bundle"]
+    for folder in (bundle, f"{bundle}/exec/{session}"):
+        found = clean.run(["stat", "-c", "%F %a %U", f"{folder}/attach", f"{folder}/ctl", f"{folder}/winsz"])
+        assert found.stdout.splitlines() == ["socket 700 root", "fifo 640 root", "fifo 640 root"]
+        assert clean.run([*AS_ITS_ROOT, "ls", folder], check=False).returncode != 0
+    assert clean.run(["stat", "-c", "%a %u:%g", bundle]).stdout == "710 0:700000\n"
+    connect = ["socat", "-u", "/dev/null", f"UNIX-CONNECT:{bundle}/attach,type=5"]
+    assert "Permission denied" in clean.run([*AS_ITS_ROOT, *connect], check=False).stderr
+    for file in ("config.json", "ctl", "winsz", f"exec/{session}/process.json"):
+        assert clean.run([*AS_ITS_ROOT, "cat", f"{bundle}/{file}"], check=False).returncode != 0, file
+    # A file that is meant for it, and somebody else who is not.
+    assert clean.run([*AS_ITS_ROOT, "cat", f"{bundle}/hostname"]).stdout == "web\n"
+    stranger = ["setpriv", "--reuid=700001", "--regid=700001", "--clear-groups", "--", "cat", f"{bundle}/hostname"]
+    assert clean.run(stranger, check=False).returncode != 0
+    spec = json.loads(clean.cleat("inspect", "--spec", "web").stdout)
+    assert spec["linux"]["uidMappings"] == [{"containerID": 0, "hostID": 700000, "size": 65536}]
+    clean.cleat("stop", "-t", "0", "web")
+    planned = json.loads(clean.cleat("inspect", "--spec", "web").stdout)
+    assert planned["linux"]["uidMappings"] == spec["linux"]["uidMappings"]
+    clean.run(["rm", "-r", "/var/lib/cleat/attach-root"])

@@ -55,7 +55,7 @@ def test_manager_methods(web: Host) -> None:
     assert text(call(web, "GetStatus", "as", "0"))[0]["state"] == "paused"
     call(web, "Resume", "s", "web-1")
     call(web, "Reload", "s", "web-1")
-    assert text(call(web, "Inspect", "sb", "web-1", "true"))["spec"]["ociVersion"]
+    assert text(call(web, "Inspect", "sb", "web-1", "true"))["ociVersion"]
     assert text(call(web, "Stats", "as", "1", "web-1"))[0]["pids_current"] > 0
     assert text(call(web, "Top", "s", "web-1"))[0]["pid"] == prop(web, "Pid")
     assert text(call(web, "Info"))["conmon"]["version"]

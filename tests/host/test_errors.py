@@ -160,3 +160,21 @@ def test_a_root_that_vanishes(clean: Host) -> None:
     clean.cleat("start", "web")
     assert clean.status("web")["error"] == ""
     clean.run(["rm", "-rf", "/srv/gone"])
+
+
+def test_a_record_that_cannot_be_stored_is_told_until_it_can(clean: Host) -> None:
+    """Once for each time that it becomes so, and what runs goes on."""
+    folder = "/run/cleat/records"
+    samples.add(clean, good=samples.definition())
+    clean.reload()
+    for round_ in (1, 2):
+        clean.run(f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}")
+        clean.cleat("pause", "good")
+        clean.cleat("resume", "good")
+        clean.run(["umount", folder])
+        told = clean.journal("CLEAT_CONTAINER=good", "CLEAT_EVENT=record-unwritable")
+        assert len(told) == round_
+        assert "Read-only file system" in told[-1]["MESSAGE"]
+        clean.cleat("pause", "good")
+        clean.cleat("resume", "good")
+    assert clean.status("good")["state"] == "running"

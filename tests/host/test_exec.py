@@ -161,19 +161,108 @@ def test_a_waiting_session_ends_with_the_agent(web: Host) -> None:
     web.cleat("restart", "web")
 
 
-def test_a_running_session_outlives_the_agent(web: Host) -> None:
-    with web.start(["cleat", "exec", "-i", "web", "--", "sh", "-c", "echo up; read x; exit $x"]) as client:
-        assert line(client) == "up\n"
-        session = web.run("basename /run/cleat/b/*/exec/*").stdout.strip()
-        web.run(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", "cleat.service"])
-        web.wait_journal("CLEAT_EVENT=agent-started")
+@pytest.mark.parametrize("how", ["killed", "restarted"])
+def test_the_exit_code_comes_back_over_a_restart_of_the_agent(web: Host, how: str) -> None:
+    with web.start(["cleat", "exec", "-i", "web", "--", "sh", "-c", "echo up; read x; echo $x; exit $x"]) as client:
         assert client.stdin is not None
-        with web.start([*BUS, "ExecWait", "s", session]) as waiter:
-            client.stdin.write(b"9\n")
-            client.stdin.flush()
-            assert line(waiter) == "i 9\n"
+        assert line(client) == "up\n"
+        if how == "killed":
+            web.run(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", "cleat.service"])
+            web.wait_journal("CLEAT_EVENT=agent-started")
+        else:
+            web.run(["systemctl", "restart", "cleat.service"])
+        client.stdin.write(b"9\n")
+        client.stdin.flush()
+        assert line(client) == "9\n"
+        assert client.wait(10) == 9
     web.run(NOTHING_LEFT)
     web.cleat("restart", "web")
+
+
+def test_an_end_without_an_agent_is_told_by_the_next_one(crun: Host) -> None:
+    with crun.start(["cleat", "exec", "-i", "web", "--", "sh", "-c", "echo up; read x; exit 6"]) as client:
+        assert client.stdin is not None
+        assert line(client) == "up\n"
+        crun.run(["systemctl", "stop", "cleat.service"])
+        client.stdin.write(b"\n")
+        client.stdin.flush()
+        crun.run("while test ! -s /run/cleat/b/*/exec/*/exit/*; do :; done")
+        assert client.poll() is None
+        crun.run(["systemctl", "start", "cleat.service"])
+        assert client.wait(10) == 6
+    crun.run(NOTHING_LEFT)
+    crun.cleat("restart", "web")
+
+
+def test_the_exit_code_comes_back_over_a_restart_of_the_bus(crun: Host) -> None:
+    with crun.start(["cleat", "exec", "-i", "web", "--", "sh", "-c", "echo up; read x; exit $x"]) as client:
+        assert client.stdin is not None
+        assert line(client) == "up\n"
+        mark = crun.cursor()
+        crun.run(["systemctl", "restart", "dbus.service"])
+        crun.wait_journal("CLEAT_EVENT=bus-back", since=mark)
+        client.stdin.write(b"5\n")
+        client.stdin.flush()
+        assert client.wait(20) == 5
+    crun.run(NOTHING_LEFT)
+
+
+def abandoned(host: Host) -> str:
+    """The session whose client is gone, as the agent has noticed."""
+    return str(host.wait_journal("CLEAT_EVENT=exec", where=lambda e: "client is gone" in e["MESSAGE"])["CLEAT_SESSION"])
+
+
+def end_of(host: Host, session: str) -> int:
+    return int(host.run([*BUS, "ExecWait", "s", session]).stdout.split()[1])
+
+
+# Says what it was told to end by.
+_NOTE = "trap 'echo {0} >>/tmp/told; exit 0' {0}; "
+TOLD = _NOTE.format("HUP") + _NOTE.format("TERM") + "echo up; while :; do sleep 1; done"
+
+
+@pytest.mark.parametrize(("terminal", "told"), [(False, "TERM\n"), (True, "HUP\n")])
+def test_a_client_that_is_gone_ends_its_command(crun: Host, told: str, *, terminal: bool) -> None:
+    words = ["cleat", "exec", *(["-t"] if terminal else []), "web", "--", "sh", "-c", TOLD]
+    with crun.start(words) as client:
+        assert line(client).strip() == "up"
+        crun.run(["pkill", "-KILL", "-f", "cleat exec [^-]*.*web -- sh -c trap"])
+        client.wait(10)
+    assert end_of(crun, abandoned(crun)) == 0
+    assert crun.cleat("exec", "web", "--", "cat", "/tmp/told").stdout == told
+    crun.run(NOTHING_LEFT)
+
+
+def test_what_ignores_the_hangup_is_killed_with_its_children(crun: Host) -> None:
+    deaf = "trap '' TERM HUP; echo up; sleep 4245 & while :; do sleep 1; done"
+    with crun.start(["cleat", "exec", "web", "--", "sh", "-c", deaf]) as client:
+        assert line(client) == "up\n"
+        crun.run(["pkill", "-KILL", "-f", "cleat exec web -- sh -c trap"])
+        client.wait(10)
+    assert end_of(crun, abandoned(crun)) == 137
+    assert "4245" not in crun.cleat("top", "web").stdout
+    crun.run(NOTHING_LEFT)
+
+
+def test_a_client_that_went_while_there_was_no_agent(crun: Host) -> None:
+    with crun.start(["cleat", "exec", "web", "--", "sh", "-c", TOLD]) as client:
+        assert line(client) == "up\n"
+        crun.run(["systemctl", "stop", "cleat.service"])
+        crun.run(["pkill", "-KILL", "-f", "cleat exec web -- sh -c trap"])
+        client.wait(10)
+    crun.run(["systemctl", "start", "cleat.service"])
+    assert end_of(crun, abandoned(crun)) == 0
+    assert crun.cleat("exec", "web", "--", "cat", "/tmp/told").stdout == "TERM\n"
+    crun.cleat("restart", "web")
+
+
+def test_a_detached_command_needs_no_client(crun: Host) -> None:
+    crun.cleat("exec", "-d", "web", "--", "sh", "-c", "while test ! -e /tmp/go; do sleep 0.1; done; exit 4")
+    for _ in range(2):
+        crun.run(["systemctl", "restart", "cleat.service"])
+    crun.cleat("exec", "web", "--", "touch", "/tmp/go")
+    crun.wait_journal("CLEAT_EVENT=exec", "EXIT_CODE=4")
+    crun.cleat("restart", "web")
 
 
 def test_sessions_end_with_their_container(web: Host) -> None:

@@ -7,6 +7,7 @@ import itertools
 
 from tests.host.hosts import Host
 from tests.host.service import Service, kill_agent
+from tests.host.test_handles import define
 from tests.host.test_sockets import ask
 
 STREAM = '[[socket]]\nname = "http"\nlisten_stream = "127.0.0.1:8081"\non_demand = true\n'
@@ -51,6 +52,18 @@ def test_idle_stops_and_demand_starts_again(clean: Host) -> None:
         assert ask(clean, ADDRESS) == "hello lazy"
         service.event("idle", since=mark)
         service.event("stopped", since=mark)
+    assert service.status["state"] == "inactive"
+
+
+def test_datagrams_keep_it(clean: Host) -> None:
+    """They are read at once, and are no connections: what keeps it is that they came."""
+    service = Service(clean, "lazy").define(DATAGRAM + 'stop_idle_sec = "600ms"\n')
+    clean.reload()
+    clean.run("for i in $(seq 12); do echo $i | socat -u - UDP4:127.0.0.1:8082; sleep 0.2; done")
+    assert len(clean.journal("CLEAT_CONTAINER=lazy", "CLEAT_EVENT=started")) == 1
+    assert not clean.journal("CLEAT_CONTAINER=lazy", "CLEAT_EVENT=idle")
+    service.event("stopped")
+    assert service.datagrams() == [str(i) for i in range(1, 13)]
     assert service.status["state"] == "inactive"
 
 
@@ -163,3 +176,55 @@ def test_trigger_limit(clean: Host) -> None:
         assert clean.status("useless")["state"] == "failed"
         assert "too often" in clean.status("useless")["error"]
     assert len(clean.journal("CLEAT_CONTAINER=useless", "CLEAT_EVENT=started")) == 4
+
+
+def test_what_it_requires_is_started_first_and_what_conflicts_stopped(clean: Host) -> None:
+    service = Service(clean, "lazy")
+    service.define(STREAM, keys='requires = ["db"]\nafter = ["db"]\nconflicts = ["rival"]')
+    define(clean, "db", "sleep 0.3", service='type = "oneshot"\nrestart = "no"')
+    define(clean, "rival")
+    clean.reload()
+    assert (service.status["state"], clean.status("db")["state"]) == ("inactive", "inactive")
+    clean.cleat("start", "rival")
+    assert ask(clean, ADDRESS) == "hello lazy"
+    assert [clean.status(name)["state"] for name in ("db", "rival", "lazy")] == ["exited", "inactive", "running"]
+    finished = clean.journal("CLEAT_EVENT=exited", "CLEAT_CONTAINER=db")[0]["__MONOTONIC_TIMESTAMP"]
+    began = clean.journal("CLEAT_EVENT=started", "CLEAT_CONTAINER=lazy")[0]["__MONOTONIC_TIMESTAMP"]
+    assert int(finished) <= int(began)
+    # And as with any start: what it requires stops it.
+    clean.cleat("start", "db")
+    clean.cleat("stop", "db")
+    assert service.status["state"] == "inactive"
+
+
+def test_a_requirement_that_fails_is_tried_again(clean: Host) -> None:
+    """The connection waits in the socket's queue, with the delays of restarts between the attempts."""
+    service = Service(clean, "lazy").define(STREAM, keys='requires = ["db"]')
+    define(clean, "db", "test -e /ok", service='type = "oneshot"\nrestart = "no"')
+    clean.run(["rm", "-f", "/srv/bb/ok"])
+    clean.reload()
+    with clean.start(["socat", "-t20", "-", ADDRESS]) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(b"anybody\n")
+        client.stdin.close()
+        service.event("dependency-failed")
+        assert service.status["state"] == "failed"
+        assert "db is required and failed" in service.status["error"]
+        clean.run(["touch", "/srv/bb/ok"])
+        assert client.stdout.read() == b"anybody lazy\n"
+    assert service.status["state"] == "running"
+
+
+def test_a_stop_while_it_waits_for_what_it_requires(clean: Host) -> None:
+    service = Service(clean, "lazy").define(STREAM, keys='requires = ["db"]')
+    define(clean, "db", "while test ! -e /ok; do sleep 0.1; done", service='type = "oneshot"\nrestart = "no"')
+    clean.run(["rm", "-f", "/srv/bb/ok"])
+    clean.reload()
+    with clean.start(["socat", "-t20", "-", ADDRESS]):
+        clean.wait_event("db", "started")
+        clean.cleat("stop", "lazy")
+        clean.cleat("exec", "db", "--", "touch", "/ok")
+        clean.wait_event("db", "exited")
+        assert service.status["state"] == "inactive"
+    assert clean.journal("CLEAT_CONTAINER=lazy", "CLEAT_EVENT=started") == []

@@ -16,6 +16,7 @@ import pytest
 from agent.definition.model import Socket
 from agent.errors import DefinitionRejected
 from agent.systemd import sockdiag, socket_options
+from agent.systemd.socket_use import SocketUse
 from agent.systemd.sockets import bind, matches, reconfigure, remove_node, wanted
 
 if TYPE_CHECKING:
@@ -386,3 +387,40 @@ def test_connections_of_a_unix_socket(tmp_path: Path, opened: list[int], *, abst
 def test_datagrams_have_no_connections(port: int, opened: list[int]) -> None:
     opened.append(bind(Socket(listen_datagram=f"127.0.0.1:{port}")))
     assert count(opened[0]) == 0
+
+
+def used(use: SocketUse) -> bool:
+    return asyncio.run(use.is_used())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_datagram_that_somebody_else_read_is_use(port: int, opened: list[int], host: str) -> None:
+    opened.append(bind(Socket(listen_datagram=f"{host}:{port}")))
+    use = SocketUse(opened[0])
+    assert not used(use)
+    with socket.socket(fileno=os.dup(opened[0])) as reader, socket.socket(reader.family, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"1", reader.getsockname())
+        assert [used(use), used(use)] == [True, True]  # nobody has read it yet
+        reader.recv(10)
+        assert [used(use), used(use)] == [True, False]
+        for _ in range(2):
+            sender.sendto(b"2", reader.getsockname())
+            reader.recv(10)
+            assert [used(use), used(use)] == [True, False]
+
+
+def test_where_the_reader_takes_the_time_stamps_it_counts_as_used(port: int, opened: list[int]) -> None:
+    opened.append(bind(Socket(listen_datagram=f"127.0.0.1:{port}")))
+    use = SocketUse(opened[0])
+    assert not used(use)
+    with socket.socket(fileno=os.dup(opened[0])) as reader:
+        reader.setsockopt(socket.SOL_SOCKET, 29, 1)  # SO_TIMESTAMP
+        assert [used(use), used(use)] == [True, True]
+
+
+def test_a_connection_is_use(port: int, opened: list[int]) -> None:
+    opened.append(bind(Socket(listen_stream=f"127.0.0.1:{port}")))
+    use = SocketUse(opened[0])
+    assert not used(use)
+    with socket.create_connection(("127.0.0.1", port)):
+        assert used(use)
