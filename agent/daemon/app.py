@@ -81,8 +81,7 @@ class App:
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. Raises CleatError when the agent cannot even begin."""
         self._make_folders()
-        if self.executor is not None:
-            self.executor.connect()
+        self._have_executor_started()
         child.null_fd()  # kept open; now, so that the number of fds says something
         self._watch_signals()
         async with self.notify.more_time():
@@ -142,6 +141,14 @@ class App:
                 ) from e
         with suppress(OSError):
             os.chdir(self.paths.runtime)
+
+    def _have_executor_started(self) -> None:
+        """It is looked for again when something is to be spawned; what runs can be taken over without."""
+        try:
+            if self.executor is not None:
+                self.executor.connect()
+        except CleatError as e:
+            logger.error("%s", e)
 
     async def _start_target(self) -> None:
         """Scopes are ordered after this target: at shutdown they are stopped before the agent and the bus."""

@@ -58,6 +58,21 @@ def test_a_lost_executor_is_replaced_and_costs_no_container(clean: Host) -> None
     assert clean.status("stays")["pid"] == pid
 
 
+def test_without_an_executor_containers_are_taken_over_and_it_is_said(clean: Host) -> None:
+    pid = running(clean, "stays")
+    clean.run("systemctl stop cleat.service cleat-executor.socket; systemctl mask --runtime cleat-executor.socket")
+    try:
+        clean.run(["systemctl", "start", "cleat.service"])
+        assert clean.status("stays")["pid"] == pid
+        said = clean.cleat("exec", "stays", "--", "true", check=False)
+        assert said.returncode == 1
+        assert "cannot reach the executor" in said.stderr
+        assert "systemctl restart cleat-executor.socket" in said.stderr
+    finally:
+        clean.run("systemctl unmask --runtime cleat-executor.socket; systemctl start cleat-executor.socket")
+    assert exec_in(clean, "stays", "echo here") == "here\n"
+
+
 def test_a_new_agent_has_a_new_executor(clean: Host) -> None:
     before = clean.unit("cleat-executor.service", "MainPID")["MainPID"]
     clean.run(["systemctl", "restart", "cleat.service"])
