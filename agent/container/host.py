@@ -72,9 +72,9 @@ def find_conmon(candidates: Sequence[str]) -> FileId:
     raise Unsupported("conmon cannot be run", why=why, hint="install conmon, or set conmon_path in cleat.toml")
 
 
-async def probe_conmon(path: str, spawner: Spawner = HERE) -> Conmon:
+async def probe_conmon(path: str) -> Conmon:
     """Ask for its version. Raises Unsupported when it is too old, or is something else."""
-    result = await tool.run([path, "--version"], spawner=spawner)
+    result = await tool.run([path, "--version"])
     match = re.search(r"version (\d+(?:\.\d+)*)", result.stdout.decode(errors="replace"))
     if match is None:
         raise Unsupported(f"{path} does not say its version", why=result.text[:200], hint="reinstall conmon")
@@ -129,7 +129,7 @@ class Host:
         if self._conmon is None or self._conmon[0] != found:
             async with self._probing:
                 if self._conmon is None or self._conmon[0] != found:
-                    self._conmon = found, await probe_conmon(found[0], self.spawner)
+                    self._conmon = found, await probe_conmon(found[0])
         return self._conmon[1]
 
     @property

@@ -72,6 +72,7 @@ class Supervisor:
         self.before_program: Callable[[Running], None] = lambda _: None
         self._left_behind: list[Running] = []
         self._stop_wanted = asyncio.Event()
+        self._wait_over = asyncio.Event()
         self._ready_waiters: list[asyncio.Future[None]] = []
         self._exit_waiters: list[asyncio.Future[int]] = []
 
@@ -96,8 +97,7 @@ class Supervisor:
     def begin(self) -> None:
         """Want it up, without waiting. Nothing happens when it is on its way; a wait for a restart is cut short."""
         self.wanted = True
-        if self.state is State.BACKOFF:
-            self._stop_wanted.set()
+        self._wait_over.set()
         if not self.is_active:
             self.attempt = 0
             self.listening.disarm()
@@ -239,6 +239,7 @@ class Supervisor:
         if self.run is not None:
             self.run.post(request)
         self._stop_wanted.set()
+        self._wait_over.set()
 
     def adopt(self, record: Record, runtime: Runtime | None) -> bool:
         """Take over what a former agent left: running, ended meanwhile (both: True), or at rest.
@@ -518,11 +519,14 @@ class Supervisor:
 
     async def _is_stopped_within(self, delay: float) -> bool:
         """Wait for the restart delay; True when a stop ended it. A start during the wait only cuts it short."""
+        self._wait_over.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(delay):
-                await self._stop_wanted.wait()
-                self._stop_wanted.clear()
+                await self._wait_over.wait()
         if self.wanted:
+            # Whoever stopped it meanwhile was overruled by whoever started it.
+            self._stop_wanted.clear()
+            self.change(State.STARTING, save=False)
             return False
         self.change(State.INACTIVE)
         return True

@@ -206,19 +206,17 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
         return "unknown"
 
     async def _ask(self, *arguments: str) -> tool.Result:
-        return await self._command([self.path, *arguments], limit=1 << 18)
+        # Without the executor: what runs can be taken over when that is away.
+        return await tool.run([self.path, *arguments], env=self.environment(), limit=1 << 18)
 
     async def _command(
         self,
         argv: Sequence[str],
         *,
         timeout: float = 10.0,  # noqa: ASYNC109
-        limit: int = 1 << 20,
         is_terse: bool = False,
     ) -> tool.Result:
-        return await tool.run(
-            argv, env=self.environment(), timeout=timeout, limit=limit, is_terse=is_terse, spawner=self.spawner
-        )
+        return await tool.run(argv, env=self.environment(), timeout=timeout, is_terse=is_terse, spawner=self.spawner)
 
     async def _run(
         self,

@@ -95,7 +95,8 @@ def test_one_socket_over_all_that_happens(clean: Host) -> None:
         (found,) = service.tell("fds")
         assert found["blocking"] == [True] * len(NAMES)
         service.tell("nonblocking")
-        return [found["fds"][str(3 + i)] for i in range(len(NAMES))]
+        # A fifo is shown by the mount that it was opened on, which goes with the mount namespace of an agent.
+        return [found["fds"][str(3 + i)].removeprefix("/run") for i in range(len(NAMES))]
 
     def again(event: str = "started") -> str:
         mark = clean.cursor()
