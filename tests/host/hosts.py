@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tests.host.machine import HostError
+from tests.host.machine import HostError, tail
 from tests.host.nspawn import CHECKOUT, HERE
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import pytest
 
 Entry = dict[str, Any]
+_WAY_IN_FAILED = (1, 255)
+"""What nsenter(1) and ssh(1) return when they cannot run the command; it may be the command's own code, too."""
 PACKAGE_IN_HOST = "/var/tmp/cleat.deb"
 DEFINITIONS = "/etc/cleat/containers"
 
@@ -37,7 +39,12 @@ class Machine(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def console(self) -> Path: ...
+
     def command(self, argv: list[str], *, fork: bool = True) -> list[str]: ...
+
+    def lost(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,13 @@ class Host:
         words = ["sh", "-c", argv] if isinstance(argv, str) else list(argv)
         data = stdin.encode() if isinstance(stdin, str) else stdin
         command = self._command(words, limit, env)
-        done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=limit + 30)
+        try:
+            done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=limit + 30)
+        except subprocess.TimeoutExpired as error:
+            self.require(shlex.join(words))
+            raise HostError(f"host {self.name}: {shlex.join(words)} did not end in {limit:.0f} s") from error
+        if done.returncode in _WAY_IN_FAILED:
+            self.require(shlex.join(words))
         code = done.returncode if done.returncode >= 0 else 128 - done.returncode
         stdout, stderr = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
         result = Result(tuple(words), stdout, stderr, code)
@@ -111,6 +124,13 @@ class Host:
                 yield process
             finally:
                 process.terminate()
+
+    def require(self, what: str = "") -> None:
+        """Raises HostError with the end of its console if the host is lost; `what` was being done to it."""
+        why = self.machine.lost()
+        if why:
+            console = tail(self.machine.console, 120)
+            raise HostError(f"host {self.name} is lost: {why}; meanwhile: {what}\n--- console ---\n{console}")
 
     def _command(self, words: list[str], limit: float, env: Mapping[str, str] | None) -> list[str]:
         extra = ["env", *(f"{key}={value}" for key, value in env.items())] if env else []
@@ -159,8 +179,8 @@ class Host:
                 entry: Entry = json.loads(line)
                 if where(entry):
                     return entry
-        tail = self.show_journal(lines=60, since=since)
-        raise HostError(f"host {self.name}: no journal entry {shlex.join(match)} in {limit:.0f} s; it has\n{tail}")
+        has = self.show_journal(lines=60, since=since)
+        raise HostError(f"host {self.name}: no journal entry {shlex.join(match)} in {limit:.0f} s; it has\n{has}")
 
     def wait_event(self, name: str, event: str, *, timeout: float = 20.0, since: str | None = None) -> Entry:
         """The agent's journal entry that says that `event` happened to the container `name`."""
@@ -294,11 +314,13 @@ def _check_agent_fds(host: Host, agent: str, fds: list[str]) -> None:
 
 
 def add_journal(item: pytest.Item, report: pytest.TestReport, fixtures: Sequence[str]) -> None:
-    """Puts the host's journal since the test's start into the report of a failure."""
+    """Puts the host's journal since the test's start and the end of its console into the report of a failure."""
     if not report.failed:
         return
     for name in fixtures:
         host = getattr(item, "funcargs", {}).get(name)
         if isinstance(host, Host):
-            report.sections.append((f"journal of host {host.name}", host.show_journal()))
+            report.sections.append((f"console of host {host.name}", tail(host.machine.console)))
+            with contextlib.suppress(HostError):
+                report.sections.append((f"journal of host {host.name}", host.show_journal()))
             return

@@ -7,6 +7,7 @@ import contextlib
 import os
 import select
 import signal
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,3 +92,18 @@ def tail(path: Path, lines: int = 40) -> str:
     with contextlib.suppress(OSError):
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     return ""
+
+
+def run_tool(argv: list[str], environment: dict[str, str] | None = None) -> None:
+    """Runs a tool of the machine's to its end. Raises HostError with what it said if it fails."""
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        check=False,
+    )
+    if done.returncode:
+        said = done.stdout.decode(errors="replace").strip()
+        raise HostError(f"{argv[0]} failed with status {done.returncode}: {said}")

@@ -67,6 +67,14 @@ class Booted:
     def supervisor(self) -> Process:
         return Process(self.nspawn, self.nspawn_start)
 
+    @property
+    def console(self) -> Path:
+        return Path(self.scratch, "console.log")
+
+    def lost(self) -> str:
+        """Why nothing can be run in it any more; "" if something can."""
+        return "" if self.init.alive() else "its systemd has ended"
+
     def command(self, argv: list[str], *, fork: bool = True) -> list[str]:
         """The machine-side command that runs `argv` in the host, in folder /, with a clean environment.
 

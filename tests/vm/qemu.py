@@ -3,14 +3,14 @@
 
 QEMU boots the kernel directly, on a throw-away view of one disk image. The way in is ssh over a port of
 127.0.0.1 (the machine has no other network); "up" is one line on a virtio port, written when systemd says
-it is running. Standard library only, like `tests.host.nspawn`.
+it is running. QEMU ends at a reboot that nobody here asked for, so a machine that crashed is gone for all to see and
+its console log ends with the kernel's words. Standard library only, like `tests.host.nspawn`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -23,32 +23,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.host.machine import CLEAN_ENVIRONMENT, HostError, Process, cache, readable_or_ended, tail
+from tests.host.machine import CLEAN_ENVIRONMENT, HostError, Process, cache, readable_or_ended, run_tool, tail
+from tests.vm.image import image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HERE = Path(__file__).resolve().parent
 BOOT_SEC = 240.0
 STOP_SEC = 60.0
+MONITOR_SEC = 30.0
 MEMORY_MB = 2048
 NEEDED = {"qemu-system-x86_64": "qemu-system-x86", "mke2fs": "e2fsprogs", "ssh": "openssh-client"}
 KVM_CREATE_VM = 0xAE01
-
-READY_UNIT = """\
-[Unit]
-Description=Tell the machine outside that this one is up
-[Service]
-ExecStart=/bin/sh -c 'systemctl is-system-running --wait >/dev/virtio-ports/cleat.ready'
-"""
-NETWORK = """\
-[Match]
-Name=eth0
-[Network]
-Address=10.0.2.15/24
-LinkLocalAddressing=no
-"""
-JOURNAL = "[Journal]\nStorage=persistent\nSystemMaxUse=256M\nRateLimitIntervalSec=0\nForwardToSyslog=no\n"
 
 
 @dataclass(frozen=True)
@@ -93,15 +79,45 @@ class Booted:
             "StrictHostKeyChecking": "yes",
             "BatchMode": "yes",
             "LogLevel": "ERROR",
-            "ConnectTimeout": "30",
+            "ConnectTimeout": "60",
         }
         return ["ssh", "-F", "/dev/null", *(f"-o{key}={value}" for key, value in settings.items()), *options]
 
+    @property
+    def console(self) -> Path:
+        return Path(self.scratch, "console.log")
+
+    def lost(self) -> str:
+        """Why nothing can be run in it any more, "" if something can; a broken way in is opened anew first.
+
+        A machine that runs and does not answer is put to an end, as nobody can use it.
+        """
+        if self.alive() and self.ask_ssh("check"):
+            return ""
+        try:
+            if self.alive():
+                _open_way_in(self)
+                return ""
+        except HostError as error:
+            if self.alive():
+                self.process.kill()
+                return str(error)
+        return "QEMU has ended: the machine crashed, rebooted unasked or was stopped"
+
+    def ask_ssh(self, command: str) -> bool:
+        """`check` or `exit`, to the ssh process whose connection all commands share (ssh(1), -O)."""
+        argv = [*self.ssh("-O", command), "vm"]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return subprocess.run(argv, capture_output=True, check=False, timeout=10).returncode == 0
+        return False
+
     def reboot(self) -> None:
         """Reboots it and returns when it is up again."""
-        with _ready_port(Path(self.scratch)) as ready:
-            argv = self.command(["systemctl", "reboot"])
+        argv = self.command(["systemctl", "reboot"])
+        with _ready_port(Path(self.scratch)) as ready, _reboots_allowed(Path(self.scratch)):
             subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
+            # Left alone it ends later, and takes its successor's socket away.
+            self.ask_ssh("exit")
             state = _wait_ready(self.name, ready, self.process)
         if state not in ("running", "degraded"):
             raise HostError(f"vm {self.name}: after the reboot systemctl is-system-running says {state!r}")
@@ -189,78 +205,13 @@ def stop(name: str) -> None:
     _dispose(name)
 
 
-def image() -> Path:
-    """The folder with disk, kernel, initrd and key, built once per tree and per text of this file."""
-    if os.geteuid() != 0:
-        raise HostError("building and booting virtual machines needs root")
-    done = subprocess.run([HERE.parent / "host/tree", "--vm"], stdout=subprocess.PIPE, check=False)
-    if done.returncode:
-        raise HostError("tests/host/tree --vm failed (see its messages above)")
-    tree = Path(done.stdout.decode().strip())
-    key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-    path = tree.with_name(f"{tree.name}-image-{key}")
-    with (cache() / ".lock-image").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.is_dir():
-            part = path.with_name(path.name + ".part")
-            shutil.rmtree(part, ignore_errors=True)
-            _build_image(tree, part)
-            part.rename(path)
-            for old in tree.parent.glob(f"{tree.name}-image-*"):
-                if old != path:
-                    shutil.rmtree(old)
-    return path
-
-
-def _build_image(tree: Path, part: Path) -> None:
-    for sub in ("upper", "work", "root"):
-        (part / sub).mkdir(parents=True)
-    _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "cleat-tests", "-f", str(part / "key")])
-    host_key = (tree / "etc/ssh/ssh_host_ed25519_key.pub").read_text(encoding="ascii").split()[:2]
-    (part / "known_hosts").write_text(f"vm {' '.join(host_key)}\n", encoding="ascii")
-    _lay_out(part / "upper", (part / "key.pub").read_text(encoding="ascii"))
-    for name in ("vmlinuz", "initrd.img"):
-        shutil.copy(max((tree / "boot").glob(f"{name}-*")), part / name)
-    fill = (
-        'mount -t overlay cleat-vm "$1/root" -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work"\n'
-        'mke2fs -q -t ext4 -O ^has_journal -L root -m 0 -E root_owner=0:0 -d "$1/root" "$1/disk" 8G'
-    )
-    _run(["unshare", "--mount", "--propagation=private", "sh", "-euc", fill, "sh", str(part), str(tree)])
-    for sub in ("upper", "work", "root"):
-        shutil.rmtree(part / sub)
-
-
-def _lay_out(root: Path, public_key: str) -> None:
-    units = "etc/systemd/system"
-    files = {
-        "root/.ssh/authorized_keys": public_key,
-        "etc/systemd/network/10-eth0.network": NETWORK,
-        "etc/systemd/journald.conf.d/cleat-tests.conf": JOURNAL,
-        "etc/machine-id": os.urandom(16).hex() + "\n",
-        "etc/hostname": "cleat-vm\n",
-        "etc/hosts": "127.0.0.1 localhost cleat-vm\n::1 localhost\n",
-        f"{units}/cleat-test-ready.service": READY_UNIT,
-    }
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    (root / "root").chmod(0o700)
-    (root / "root/.ssh").chmod(0o700)
-    (root / "root/.ssh/authorized_keys").chmod(0o600)
-    wants = root / units / "multi-user.target.wants"
-    wants.mkdir()
-    (wants / "cleat-test-ready.service").symlink_to("../cleat-test-ready.service")
-    (wants / "systemd-networkd.service").symlink_to("/usr/lib/systemd/system/systemd-networkd.service")
-    # The serial line is this machine's console log.
-    (root / units / "serial-getty@ttyS0.service").symlink_to("/dev/null")
-
-
 def _boot(name: str, picture: Path, scratch: Path) -> Booted:
-    accelerator = "kvm" if kvm_usable() else "tcg,thread=multi"
+    # Not thread=multi: before QEMU 8.1 a processor can go on with code that another one has changed already, and the
+    # kernel, which changes its own code whenever a jump label is switched, dies of a breakpoint that it took away.
+    accelerator = "kvm" if kvm_usable() else "tcg,thread=single"
     port = _free_port()
     # The throw-away view of the disk is a file in $TMPDIR.
-    _run(_qemu(name, picture, scratch, port, accelerator), {**os.environ, "TMPDIR": str(scratch)})
+    run_tool(_qemu(name, picture, scratch, port, accelerator), {**os.environ, "TMPDIR": str(scratch)})
     process = Process.of(int((scratch / "pid").read_text(encoding="ascii")))
     vm = Booted(name, process.pid, process.start, port, accelerator, str(scratch), str(picture), "starting")
     _keep(vm)
@@ -274,7 +225,8 @@ def _boot(name: str, picture: Path, scratch: Path) -> Booted:
 
 
 def _qemu(name: str, picture: Path, scratch: Path, port: int, accelerator: str) -> list[str]:
-    kernel = "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet systemd.show_status=no panic=-1"
+    # Warnings are shown, and what goes wrong inside the kernel ends it: a test on a damaged one says nothing.
+    kernel = "root=/dev/vda rw console=ttyS0 net.ifnames=0 systemd.show_status=no loglevel=5 oops=panic panic=-1"
     return [
         "qemu-system-x86_64", "-name", f"cleat-{name}", "-nodefaults", "-no-user-config", "-display", "none",
         "-machine", "q35", "-accel", accelerator, "-cpu", "host" if accelerator == "kvm" else "max",
@@ -287,6 +239,7 @@ def _qemu(name: str, picture: Path, scratch: Path, port: int, accelerator: str) 
         "-chardev", f"socket,id=ready,path={scratch}/ready,server=on,wait=off",
         "-device", "virtserialport,chardev=ready,name=cleat.ready",
         "-serial", f"file:{scratch}/console.log",
+        "-action", "reboot=shutdown", "-qmp", f"unix:{scratch}/monitor,server=on,wait=off",
         "-daemonize", "-pidfile", f"{scratch}/pid",
     ]  # fmt: skip
 
@@ -295,6 +248,27 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _reboots_allowed(scratch: Path) -> Iterator[None]:
+    _monitor(scratch, "set-action", reboot="reset")
+    yield
+    _monitor(scratch, "set-action", reboot="shutdown")
+
+
+def _monitor(scratch: Path, command: str, **arguments: str) -> None:
+    """One command to QEMU (QEMU Machine Protocol: a JSON object per line, with events in between)."""
+    with socket.socket(socket.AF_UNIX) as monitor:
+        monitor.settimeout(MONITOR_SEC)
+        monitor.connect(str(scratch / "monitor"))
+        with monitor.makefile("rw", encoding="utf-8") as lines:
+            for request in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+                lines.write(json.dumps(request) + "\n")
+                lines.flush()
+                answer = next((line for line in lines if '"return"' in line or '"error"' in line), "nothing")
+                if '"return"' not in answer:
+                    raise HostError(f"QEMU's monitor answers {command} {arguments} with {answer.strip()}")
 
 
 @contextlib.contextmanager
@@ -318,23 +292,29 @@ def _wait_ready(name: str, ready: socket.socket, process: Process) -> str:
 
 
 def _open_way_in(vm: Booted) -> None:
-    """One ssh connection that every command shares: the key exchange is slow on an emulated processor."""
+    """One ssh connection that every command shares: the key exchange is slow on an emulated processor.
+
+    It outlives a machine that stands still for two minutes.
+    """
     Path(vm.scratch, "ssh").unlink(missing_ok=True)
     null = subprocess.DEVNULL
     log = Path(vm.scratch, "ssh.log")
-    master = [*vm.ssh("-M", "-N", "-f", "-oServerAliveInterval=15"), "vm"]
+    master = [*vm.ssh("-M", "-N", "-f", "-oServerAliveInterval=30", "-oServerAliveCountMax=4"), "vm"]
 
     def knock() -> bool:
-        with log.open("wb") as errors:
-            done = subprocess.run(master, stdin=null, stdout=null, stderr=errors, timeout=60, check=False)
-        return done.returncode == 0
+        with log.open("wb") as errors, contextlib.suppress(subprocess.TimeoutExpired):
+            return not subprocess.run(
+                master, stdin=null, stdout=null, stderr=errors, timeout=120, check=False
+            ).returncode
+        return False
 
     is_open = knock()
     for patience in (1, 2, 4, 8, 16):
         if is_open:
             break
-        # sshd listens before it can answer; there is nothing to wait for but its answer.
-        time.sleep(patience)
+        # sshd listens before it can answer; there is nothing to wait for but its answer or the machine's end.
+        if vm.process.wait(patience):
+            break
         is_open = knock()
     if not is_open:
         raise HostError(f"vm {vm.name}: ssh failed: {tail(log)}")
@@ -346,7 +326,7 @@ def _dispose(name: str) -> None:
         vm.process.kill()
         vm.process.wait(STOP_SEC)
         if Path(vm.scratch, "ssh").exists():
-            subprocess.run(vm.ssh("-O", "exit", "vm"), capture_output=True, check=False, timeout=10)
+            vm.ask_ssh("exit")
     if scratch_of(name).exists():
         shutil.rmtree(scratch_of(name))
 
@@ -356,17 +336,3 @@ def _keep(vm: Booted) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(asdict(vm), indent=1) + "\n", encoding="utf-8")
     part.replace(path)
-
-
-def _run(argv: list[str], environment: dict[str, str] | None = None) -> None:
-    done = subprocess.run(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        said = done.stdout.decode(errors="replace").strip()
-        raise HostError(f"{argv[0]} failed with status {done.returncode}: {said}")
