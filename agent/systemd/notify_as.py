@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import logging
-
 from agent.systemd.datagram import Datagrams
 from agent.systemd.notification import MESSAGE_MAX
-
-logger = logging.getLogger(__name__)
 
 SYSTEM_MANAGER = "/run/systemd/notify"
 
@@ -23,8 +19,7 @@ def send_as(pid: int, text: str, *, address: str = SYSTEM_MANAGER) -> bool:
     socket = Datagrams(address)
     try:
         socket.send(encoded(text), pid=pid)
-    except OSError as e:
-        logger.debug("notification as process %d not sent: %s", pid, e)
+    except OSError:
         return False
     finally:
         socket.close()
