@@ -22,6 +22,7 @@ from agent.container.launch import Running
 from agent.container.restore import Restore, criu_reason
 from agent.container.supervisor import Supervisor
 from agent.errors import CleatError, InvalidArgument, InvalidState, RuntimeFailed, Unsupported
+from agent.oci.features import Features
 from agent.oci.runtime import CheckpointOptions
 from agent.spawn import tool
 from agent.status import State
@@ -108,7 +109,7 @@ def _fresh_folder(host: Host, name: str) -> Path:
     return folder
 
 
-async def _require_criu(supervisor: Supervisor) -> None:
+async def _require_criu(supervisor: Supervisor) -> Features:
     container = supervisor.definition.container
     _, features = await supervisor.host.runtime(container.runtime.name)
     if not features.checkpoint:
@@ -127,6 +128,7 @@ async def _require_criu(supervisor: Supervisor) -> None:
             why="the other end of its terminal is outside of it",
             hint="set terminal = false",
         )
+    return features
 
 
 # Checkpoint
@@ -140,18 +142,22 @@ async def checkpoint(supervisor: Supervisor, request: CheckpointRequest) -> str:
     host, running = supervisor.host, supervisor.running
     if running is None or supervisor.state is not State.RUNNING:
         raise InvalidState(f"cannot checkpoint it: it is {supervisor.state}", container=supervisor.name)
-    await _require_criu(supervisor)
+    features = await _require_criu(supervisor)
+    has_network = request.tcp_established or supervisor.definition.container.network.mode != "host"
     fresh = _fresh_folder(host, supervisor.name)
+    has_failed = True
     try:
-        await _dump(supervisor, running, fresh, request)
+        await _dump(supervisor, running, fresh, request, features.network_lock if has_network else "")
         has_upper = await _take_upper(host, running, fresh, copy=request.leave_running)
         _describe(supervisor, running, fresh, request, has_upper=has_upper)
         if not request.keep:
             await storage.remove_tree(fresh / _WORK)
         await _put_in_place(fresh, folder_of(host, supervisor.name))
+        has_failed = False
     finally:
         running.keep_root = False
-        await asyncio.shield(storage.remove_tree(fresh, *_orphan_root(host, running, supervisor)))
+        remains = [] if has_failed and request.keep else [fresh]
+        await asyncio.shield(storage.remove_tree(*remains, *_orphan_root(host, running, supervisor)))
     journal.send(
         journal.Event.CHECKPOINTED,
         f"{supervisor.name} checkpointed",
@@ -164,7 +170,9 @@ async def checkpoint(supervisor: Supervisor, request: CheckpointRequest) -> str:
     return os.fspath(folder_of(host, supervisor.name))
 
 
-async def _dump(supervisor: Supervisor, running: Running, fresh: Path, request: CheckpointRequest) -> None:
+async def _dump(
+    supervisor: Supervisor, running: Running, fresh: Path, request: CheckpointRequest, network_lock: str
+) -> None:
     for name in (_IMAGE, _WORK):
         (fresh / name).mkdir(mode=0o700)
     options = CheckpointOptions(
@@ -173,6 +181,7 @@ async def _dump(supervisor: Supervisor, running: Running, fresh: Path, request: 
         leave_running=request.leave_running,
         tcp_established=request.tcp_established,
         file_locks=True,
+        network_lock=network_lock,
     )
     wanted = supervisor.wanted
     if not request.leave_running:
@@ -184,7 +193,7 @@ async def _dump(supervisor: Supervisor, running: Running, fresh: Path, request: 
     except CleatError as e:
         if supervisor.running is running:
             supervisor.wanted = wanted
-        raise _explained(e, fresh / _WORK / "dump.log") from e
+        raise _explained(e, fresh / _WORK / "dump.log", keep=request.keep) from e
     if not request.leave_running:
         try:
             async with asyncio.timeout(_END_DEADLINE):
@@ -193,7 +202,7 @@ async def _dump(supervisor: Supervisor, running: Running, fresh: Path, request: 
             raise RuntimeFailed("did not end after its checkpoint", container=supervisor.name) from e
 
 
-def _explained(error: CleatError, log: Path) -> CleatError:
+def _explained(error: CleatError, log: Path, *, keep: bool) -> CleatError:
     """The runtime's error with criu's own reason, and what to do where criu's library is missing."""
     if "libcriu" in error.why:
         return Unsupported(
@@ -202,6 +211,9 @@ def _explained(error: CleatError, log: Path) -> CleatError:
     reason = criu_reason(log)
     if reason:
         error.why += f"; criu: {reason}"
+        error.hint = "" if keep else "with --keep criu's log stays"
+    if "iptables" in reason:
+        error.hint = "install iptables"
     return error
 
 

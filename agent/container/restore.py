@@ -11,7 +11,8 @@ import msgspec
 from agent.systemd.text import clean
 
 _LOG_MAX = 1 << 20
-_ERROR = re.compile(r"^\([0-9.]+\)\s*(?:\d+: )?Error \([^)]*\): (?P<words>.*)$", re.MULTILINE)
+# criu/util.c tells of tools that could not be run, which criu may well do without; who cannot says so next.
+_ERROR = re.compile(r"^\([0-9.]+\)\s*(?:\d+: )?Error \((?!criu/util\.c:)[^)]*\): (?P<words>.*)$", re.MULTILINE)
 
 
 class Restore(msgspec.Struct, frozen=True, kw_only=True):

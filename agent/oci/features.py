@@ -13,7 +13,10 @@ Version = tuple[int, ...]
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
-    """What an installed runtime is and can do; `checkpoint_reason` says why not; tell `warnings` once."""
+    """What an installed runtime is and can do; `checkpoint_reason` says why not; tell `warnings` once.
+
+    `network_lock` is CheckpointOptions', where criu's usual way, the iptables tools, is not installed.
+    """
 
     path: str
     kind: str
@@ -22,6 +25,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     no_cgroups: bool = False
     checkpoint: bool = False
     checkpoint_reason: str = ""
+    network_lock: str = ""
     warnings: tuple[str, ...] = ()
 
 

@@ -45,12 +45,15 @@ class CheckpointOptions(msgspec.Struct, frozen=True, kw_only=True):
     leave_running: bool = False
     tcp_established: bool = False
     file_locks: bool = False
+    network_lock: str = ""
+    """How criu keeps packets out meanwhile: nftables; "" = as it likes, which is iptables."""
 
     def arguments(self) -> list[str]:
         """As both runtimes spell them; a restore takes the same but for `leave_running`."""
         flags = ("leave_running", "tcp_established", "file_locks")
         chosen = [f"--{flag.replace('_', '-')}" for flag in flags if getattr(self, flag)]
-        return ["--image-path", self.image_path, "--work-path", self.work_path, *chosen]
+        lock = ["--network-lock", self.network_lock] if self.network_lock else []
+        return ["--image-path", self.image_path, "--work-path", self.work_path, *chosen, *lock]
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,7 +183,9 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
             raise Unsupported(
                 f"{self.path} is no OCI runtime", why=version.text.partition("\n")[0][:200], hint="see runtime.name"
             )
-        reason = checkpoint_reason(features.stdout, knows_command=criu.returncode == 0, has_criu=_has_criu())
+        has_criu = _is_installed("criu")
+        reason = checkpoint_reason(features.stdout, knows_command=criu.returncode == 0, has_criu=has_criu)
+        can_lock = b"--network-lock" in criu.stdout + criu.stderr
         help_text = usage.stdout + usage.stderr
         return Features(
             path=self.path,
@@ -190,6 +195,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
             no_cgroups=b"--cgroup-manager" in help_text,
             checkpoint=not reason,
             checkpoint_reason=reason,
+            network_lock="nftables" if can_lock and not _is_installed("iptables-restore") else "",
             warnings=judge_version(match["name"], parse_version(match["numbers"])),
         )
 
@@ -255,6 +261,6 @@ def _decoded(data: bytes, container: str) -> RuntimeState:
         raise RuntimeFailed("the runtime printed no state", container=container, why=str(e)) from e
 
 
-def _has_criu() -> bool:
+def _is_installed(tool: str) -> bool:
     folders = child.base_environment()["PATH"].split(":")
-    return any(_is_executable(f"{folder}/criu") for folder in folders)
+    return any(_is_executable(f"{folder}/{tool}") for folder in folders)

@@ -47,6 +47,19 @@ def test_the_first_error_of_criu_is_the_reason(tmp_path: Path) -> None:
     assert criu_reason(log) == "Unable to open core-1.img: No such file or directory"
 
 
+def test_a_missing_tool_is_not_the_reason_but_what_came_of_it(tmp_path: Path) -> None:
+    log = tmp_path / "dump.log"
+    tools = """\
+Error (criu/util.c:641): execvp("iptables-restore", ...) failed: No such file or directory
+(00.165939) Error (criu/util.c:656): exited, status=1
+"""
+    failure = "(00.172898) Error (criu/net.c:3282): net: Locking network failed\n"
+    log.write_text(tools + failure + tools, encoding="utf-8")
+    assert criu_reason(log) == "net: Locking network failed"
+    log.write_text(tools, encoding="utf-8")
+    assert criu_reason(log) == ""
+
+
 def test_without_a_log_or_an_error_there_is_no_reason(tmp_path: Path) -> None:
     log = tmp_path / "dump.log"
     assert criu_reason(log) == ""

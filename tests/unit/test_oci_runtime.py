@@ -86,6 +86,10 @@ def test_every_place_that_was_tried_is_named(tmp_path: Path) -> None:
             ["checkpoint", "--image-path", "/i", "--work-path", "/w", "--leave-running", "--tcp-established",
              "--file-locks", "id"],
         ),
+        (
+            CRUN.checkpoint_argv("id", CheckpointOptions(image_path="/i", work_path="/w", network_lock="nftables")),
+            ["checkpoint", "--image-path", "/i", "--work-path", "/w", "--network-lock", "nftables", "id"],
+        ),
     ],
 )  # fmt: skip
 def test_command_lines(argv: list[str], tail: list[str]) -> None:

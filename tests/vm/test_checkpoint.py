@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from tests.host.hosts import Host
 
 COUNT = "i=0; trap 'exit 0' TERM; while :; do i=$((i+1)); echo $i >/tmp/n; echo tick $i; sleep 0.2; done"
+# The one connection that the server takes; who ends it ends both.
+TALK = """\
+tail -f /dev/null | nc -l -p 7000 & until grep -q ' 0A ' /proc/net/tcp6; do sleep 0.1; done
+i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.2; done | nc 127.0.0.1 7000; echo ended
+"""
 ARCHIVE = "/var/tmp/counter.tar"
 
 
@@ -19,11 +24,15 @@ ARCHIVE = "/var/tmp/counter.tar"
 def counter(clean: Host) -> Host:
     if clean.run("ldconfig -p | grep libcriu.so.2", check=False).returncode:
         pytest.skip("libcriu2 is not in the image: crun cannot checkpoint")
-    root = clean.rootfs("counter")
-    clean.definition("counter", f'rootfs = "{root}"\ncommand = ["/bin/sh", "-c", {json.dumps(COUNT)}]\n')
-    clean.reload()
+    define(clean, "counter")
     tick(clean, 3)
     return clean
+
+
+def define(host: Host, name: str, script: str = COUNT, tables: str = "") -> None:
+    root = host.rootfs("counter")
+    host.definition(name, f'rootfs = "{root}"\ncommand = ["/bin/sh", "-c", {json.dumps(script)}]\n{tables}')
+    host.reload()
 
 
 def tick(host: Host, least: int) -> int:
@@ -84,6 +93,34 @@ def test_what_cannot_be_restored_says_why_and_stays_down(counter: Host) -> None:
     assert counter.status("counter")["state"] == "inactive"
     counter.run(["rm", "-r", "/var/lib/cleat/checkpoints/counter"])
     assert "no checkpoint" in counter.cleat("restore", "counter", check=False).stderr
+
+
+def test_a_connection_goes_on(clean: Host) -> None:
+    define(clean, "counter", TALK, '[network]\nmode = "private"\n')
+    tick(clean, 3)
+    result = clean.cleat("checkpoint", "counter", timeout=120, check=False)
+    assert result.returncode == 125
+    assert "tcp-established" in result.stderr
+    assert clean.status("counter")["state"] == "running"
+    clean.cleat("checkpoint", "--tcp-established", "counter", timeout=120)
+    reached = last_tick(clean)
+    clean.cleat("restore", "counter", timeout=120)
+    tick(clean, reached + 2)
+    assert "ended" not in [e["MESSAGE"].strip() for e in clean.journal("CONTAINER_NAME=counter")]
+
+
+def test_with_runc(clean: Host) -> None:
+    """Whose own networks criu locks with iptables only, which is not in the image."""
+    define(clean, "counter", tables='[runtime]\nname = "runc"\n')
+    tick(clean, 3)
+    clean.cleat("checkpoint", "counter", timeout=120)
+    reached = last_tick(clean)
+    clean.cleat("restore", "counter", timeout=120)
+    tick(clean, reached + 2)
+    define(clean, "apart", tables='[runtime]\nname = "runc"\n[network]\nmode = "private"\n')
+    result = clean.cleat("checkpoint", "apart", timeout=120, check=False)
+    assert (result.returncode, clean.status("apart")["state"]) == (125, "running")
+    assert "install iptables" in result.stderr
 
 
 def test_a_changed_definition_is_refused(counter: Host) -> None:
