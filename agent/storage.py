@@ -11,20 +11,22 @@ from pathlib import Path
 
 from agent.errors import CleatError
 from agent.spawn import tool
-from agent.spawn.spawner import Spawner
+from agent.spawn.spawner import HERE, Spawner
 
 _REMOVE_TIMEOUT = 120.0
 _COPY_TIMEOUT = 600.0
+_WORDS_MAX = 300
 
 
-async def remove_tree(*paths: Path) -> None:
+async def remove_tree(*paths: Path, spawner: Spawner = HERE) -> None:
     """Remove folders with all that is in them, without following links or leaving their file system."""
     present = _present(paths)
     if not present:
         return
-    result = await tool.run(["rm", "-rf", "--one-file-system", "--", *present], timeout=_REMOVE_TIMEOUT)
+    argv = ["rm", "-rf", "--one-file-system", "--", *present]
+    result = await tool.run(argv, timeout=_REMOVE_TIMEOUT, spawner=spawner)
     if result.returncode != 0:
-        raise CleatError(f"cannot remove {present[0]}", why=result.text)
+        raise CleatError(f"cannot remove {present[0]}", why=result.text[-_WORDS_MAX:])
 
 
 def _present(paths: Sequence[Path]) -> list[str]:
@@ -37,7 +39,7 @@ async def copy_tree(source: Path, target: Path, spawner: Spawner) -> None:
     argv = ["cp", "--archive", "--reflink=auto", "--no-target-directory", "--", os.fspath(source), os.fspath(target)]
     result = await tool.run(argv, timeout=_COPY_TIMEOUT, spawner=spawner)
     if result.returncode != 0:
-        raise CleatError(f"cannot copy {source}", why=result.text)
+        raise CleatError(f"cannot copy {source}", why=result.text[-_WORDS_MAX:], hint=f"df {target.parent}")
 
 
 def remove_small_tree(path: Path) -> None:

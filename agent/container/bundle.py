@@ -93,8 +93,6 @@ def prepare(
     """Compose the spec from what was gathered. The folder exists already. Raises CleatError."""
     path = host.paths.bundle(container_id)
     root = gathered.root
-    if root.digest:
-        (path / "image").write_text(root.digest)
     if container.bundle:
         return _from_bundle(host, container, container_id, cgroup_path, extras, gathered)
     wanted = container.user or (root.image.user if root.image else "")

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import msgspec
 
+from agent import storage
 from agent.container import credentials, namespaces, rootless, userns, volumes
 from agent.container.credentials import Secrets
 from agent.container.host import Host
 from agent.container.namespaces import Shared
 from agent.definition.model import Container, Mount, MountType
-from agent.errors import CommandNotFound, InvalidArgument, PullFailed, Unsupported
+from agent.errors import CleatError, CommandNotFound, InvalidArgument, PullFailed, RuntimeFailed, Unsupported
 from agent.oci import capabilities, image_config
 from agent.oci.features import parse_version
 from agent.oci.idmap import Mappings
@@ -56,6 +57,10 @@ async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
     """The bundle's folder exists already. Raises CleatError."""
     rootless.check(container)
     root = find_root(host, container)
+    if root.digest:
+        (bundle / "image").write_text(root.digest)  # from here on the tree stays
+    if rootless.wants_copy(container):
+        root = await _own_copy(host, container, root, bundle.name)
     asked = volumes.of_image(container, root.image.volumes) if root.image else ()
     folders = {
         mount.source: await host.volumes.ready(mount, root.path, container.name)
@@ -82,6 +87,24 @@ async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
         user_namespace=shifted,
         capabilities=can_have,
     )
+
+
+async def _own_copy(host: Host, container: Container, root: Root, container_id: str) -> Root:
+    """The run's own, in place of an overlay. Raises CleatError."""
+    folder = host.paths.overlay(container_id)
+    # Nobody else enters: set-id programs in it are the user's own.
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        await storage.copy_tree(Path(root.path), folder / "rootfs", host.files)
+    except CleatError as e:
+        raise RuntimeFailed(
+            "its image cannot be copied",
+            container=container.name,
+            key="image",
+            why=e.why,
+            hint=f"df {folder.parent}; with security.read_only no copy is made",
+        ) from e
+    return msgspec.structs.replace(root, path=os.fspath(folder / "rootfs"))
 
 
 async def _check_runtime(host: Host, container: Container, *, has_volumes: bool) -> None:

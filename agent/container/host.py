@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.container import scope
+from agent.container import rootless, scope
 from agent.container.restore import Restore
 from agent.container.volumes import Volumes
 from agent.definition.agent_config import AgentConfig
@@ -110,8 +110,11 @@ class Host:
         self.stdio: tuple[int, int] | None = None
         self.conmon_environment = child.base_environment() | config.conmon_environment
         self.launch_slots = asyncio.Semaphore(config.parallel_starts or 4 * (os.cpu_count() or 1))
-        self.images = Images(paths, spawner)
-        self.volumes = Volumes(paths.volumes, spawner)
+        # What copies, removes and measures files of containers runs by this.
+        self.files = rootless.for_files()
+        unpacker = self.files if rootless.is_rootless() else spawner
+        self.images = Images(paths, unpacker, self.files)
+        self.volumes = Volumes(paths.volumes, unpacker, self.files)
         # The first process of a running container, by its name; None when it does not run. Set by who owns them all.
         self.payload_pid: Callable[[str], int | None] = lambda _: None
         # Whether another container is started after this one. Set by who knows all definitions.

@@ -34,6 +34,7 @@ from agent.definition.model import Runtime as RuntimeSettings
 from agent.errors import CleatError, ConmonFailed, DeadlineExceeded, RuntimeFailed
 from agent.oci.runtime import Features, Runtime, error_from_text, read_oci_log
 from agent.process import ProcessRef
+from agent.spawn.spawner import HERE
 from agent.systemd.stream import open_stream
 
 _DELETE_TIMEOUT = 30.0
@@ -221,7 +222,7 @@ async def _prepare(
     host: Host, container: Container, container_id: str, place: Placement, start: Start, undo: AsyncExitStack
 ) -> Bundle:
     path = host.paths.bundle(container_id)
-    undo.push_async_callback(storage.remove_tree, path, host.paths.overlay(container_id))
+    undo.push_async_callback(_remove, host, container_id)
     bundles.make_folder(path)
     gathered = await gather(host, container, path)
     undo.callback(gathered.close)
@@ -373,7 +374,7 @@ async def clear(host: Host, container_id: str, record: Record | None, runtimes: 
     _kill_conmon(host, container_id)
     for runtime in runtimes:
         await _delete(runtime, container_id)
-    await storage.remove_tree(host.paths.bundle(container_id), host.paths.overlay(container_id))
+    await _remove(host, container_id)
 
 
 def _kill_all(host: Host, container_id: str, place: Placement) -> None:
@@ -401,8 +402,15 @@ async def tidy(host: Host, running: Running) -> None:
     await cgroups.let_go(host, running.place)
     await _delete(running.runtime, running.id)
     await cgroups.remove(running.place)
-    root = () if running.keep_root else (host.paths.overlay(running.id),)
-    await storage.remove_tree(host.paths.bundle(running.id), *root)
+    await _remove(host, running.id, keep_root=running.keep_root)
+
+
+async def _remove(host: Host, container_id: str, *, keep_root: bool = False) -> None:
+    """Bundle, and what the run wrote to its root."""
+    root = host.paths.overlay(container_id)
+    is_there = not keep_root and root.exists()
+    own = (root,) if is_there else ()
+    await storage.remove_tree(host.paths.bundle(container_id), *own, spawner=host.files if is_there else HERE)
 
 
 def thaw(running: Running) -> None:

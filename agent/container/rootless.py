@@ -2,7 +2,8 @@
 """Containers of an agent without root, under `systemctl --user`: whose ids they have, and what cannot be had.
 
 The runtime makes the user namespace itself, with newuidmap(1) for more ids than the caller's own. Before that nothing
-can be mounted, so there is no overlay: the root is written to as it is, or only read.
+can be mounted, so there is no overlay: a root folder is written to as it is, or only read; of an image, each run has a
+copy. Files of subordinate ids are made and removed in a user namespace with the same ids.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ import functools
 import os
 import pwd
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
-from agent.definition.model import Container, MountType
+from agent.definition.model import Container
 from agent.errors import Unsupported
 from agent.oci import idmap
 from agent.oci.idmap import Mappings
-from agent.oci.inputs import Identity
+from agent.oci.inputs import Identity, IdMapping
 from agent.spawn import child
+from agent.spawn.mapped import Mapped
+from agent.spawn.spawner import HERE, Spawner
+from agent.spawn.userns import Ranges
 
 
 def is_rootless() -> bool:
@@ -48,6 +53,23 @@ def _read(path: str) -> str:
         return ""
 
 
+def for_files() -> Spawner:
+    """By whom tools are run on files of containers, which may belong to subordinate ids."""
+    if not is_rootless():
+        return HERE
+    found = mappings()
+    return Mapped(_ranges(found.uids), _ranges(found.gids))
+
+
+def _ranges(mappings: Iterable[IdMapping]) -> Ranges:
+    return tuple((m.container_id, m.host_id, m.size) for m in mappings)
+
+
+def wants_copy(container: Container) -> bool:
+    """Whether each run writes to a copy of the image's tree."""
+    return is_rootless() and bool(container.image) and not container.security.read_only
+
+
 def without_own_group(identity: Identity) -> Identity:
     """The group that somebody has anyway is no additional one to runc, which can set none without root."""
     if not is_rootless():
@@ -60,20 +82,17 @@ def check(container: Container) -> None:
     """Raises Unsupported for what only the system's agent can do."""
     if not is_rootless():
         return
-    is_overlaid = not container.bundle and not container.rootfs_writable and not container.security.read_only
-    if is_overlaid:
+    if container.rootfs and not container.rootfs_writable and not container.security.read_only:
         raise _needs_root(
             container,
-            "image" if container.image else "rootfs",
+            "rootfs",
             "its changes would be kept in an overlay, which only root can mount",
-            "set security.read_only, or rootfs_writable" if container.rootfs else "set security.read_only",
+            "set security.read_only, or rootfs_writable",
         )
     if container.security.user_namespace != "host":
         raise _needs_root(container, "security.user_namespace", "yours is the only one it can have", "remove the key")
     if container.credential:
         raise _needs_root(container, "credential", "they are kept in a tmpfs, which only root can mount", "use a mount")
-    if any(mount.type is MountType.VOLUME for mount in container.mount):
-        raise _needs_root(container, "mount", "volumes are made and owned by root", 'use type = "bind"')
 
 
 def _needs_root(container: Container, key: str, why: str, hint: str) -> Unsupported:

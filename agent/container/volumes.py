@@ -23,7 +23,7 @@ from agent.definition.model import Container, Mount, MountType
 from agent.errors import CleatError, InvalidArgument
 from agent.oci import rootpath
 from agent.spawn import tool
-from agent.spawn.spawner import Spawner
+from agent.spawn.spawner import HERE, Spawner
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,254}")
 _COPY_TIMEOUT = 600.0
@@ -53,9 +53,11 @@ def named(mounts: Iterable[Mount]) -> frozenset[str]:
 class Volumes:
     """All volumes below one folder. Who wants the same new one waits until it is filled."""
 
-    def __init__(self, folder: Path, spawner: Spawner) -> None:
+    def __init__(self, folder: Path, spawner: Spawner, files: Spawner = HERE) -> None:
+        """`spawner` fills; `files` removes."""
         self.folder = folder
         self._spawner = spawner
+        self._files = files
         self._locks: dict[str, asyncio.Lock] = {}
 
     def data(self, name: str) -> Path:
@@ -94,7 +96,7 @@ class Volumes:
     async def _create(self, data: Path, mount: Mount, root: str) -> None:
         # Only root enters: volumes may hold set-id programs of containers.
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await storage.remove_tree(*self._stale())
+        await storage.remove_tree(*self._stale(), spawner=self._files)
         own = process.ProcessRef.of(os.getpid())
         assert own is not None
         work = self.folder / f".{own.pid}-{own.start_time}-{secrets.token_hex(6)}"
@@ -103,7 +105,7 @@ class Volumes:
             await _fill(work / "_data", root, mount.target, self._spawner)
             _put(work, data.parent)
         finally:
-            await storage.remove_tree(work)
+            await storage.remove_tree(work, spawner=self._files)
 
     def _stale(self) -> list[Path]:
         """Half-filled ones of processes that are gone."""

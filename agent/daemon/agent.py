@@ -453,7 +453,8 @@ class Agent:
     async def _clear_overlays(self, keep: set[str]) -> None:
         folder = self.host.paths.state / self.host.paths.overlays
         if folder.is_dir():
-            await storage.remove_tree(*[path for path in folder.iterdir() if path.name not in keep])
+            left = [path for path in folder.iterdir() if path.name not in keep]
+            await storage.remove_tree(*left, spawner=self.host.files)
 
     async def leave(self) -> None:
         """Let go of everything; containers stay, but for those that shall end with the agent."""

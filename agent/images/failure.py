@@ -44,6 +44,11 @@ _CASES = (
         "sign the image, or allow it in /etc/containers/policy.json",
     ),
     _case(
+        r"getting username and password",
+        "the logins for registries cannot be read",
+        "mend pull.auth_file (containers-auth.json(5)), or write it anew: skopeo login --authfile FILE REGISTRY",
+    ),
+    _case(
         r"unauthorized|authentication required|access denied|access to the resource is denied"
         r"|invalid username/password",
         "the registry does not let us read the image",
@@ -109,8 +114,9 @@ def words(stderr: str) -> str:
 
 def classify(stderr: str, reference: str) -> tuple[PullFailed, bool]:
     """The error to raise, and whether another attempt could end better."""
-    text = words(stderr)
+    text, registry = words(stderr), reference.partition("/")[0]
     for case in _CASES:
         if case.pattern.search(text):
-            return PullFailed(f"{reference}: {case.what}", why=text, hint=case.hint), case.again
+            hint = case.hint.replace("REGISTRY", registry)
+            return PullFailed(f"{reference}: {case.what}", why=text, hint=hint), case.again
     return PullFailed(f"{reference} cannot be fetched", why=text, hint="try it by hand: skopeo inspect"), True

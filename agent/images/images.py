@@ -72,9 +72,11 @@ class _Work:
 class Images:
     """The images of one agent. Errors are PullFailed, or Unsupported where a tool is missing."""
 
-    def __init__(self, paths: Paths, spawner: Spawner = HERE) -> None:
+    def __init__(self, paths: Paths, spawner: Spawner = HERE, files: Spawner = HERE) -> None:
+        """`spawner` unpacks; `files` runs what measures and removes."""
         self._paths = paths
         self._spawner = spawner
+        self._files = files
         self._store = Store(paths.images)
         self._works: dict[tuple[str, ...], _Work] = {}
         self._slots = asyncio.Semaphore(_PARALLEL)
@@ -236,7 +238,7 @@ class Images:
             await skopeo.copy(argv, wanted, pull, tell)
             manifest = self._store.layout_manifest(work / "layout")
         finally:
-            await asyncio.shield(unpack.remove(work))
+            await asyncio.shield(unpack.remove(work, spawner=self._files))
         tell(f"unpacking {wanted}")
         return manifest
 
@@ -248,7 +250,7 @@ class Images:
 
     async def _clear_work(self) -> None:
         """What a killed agent left half-made."""
-        await unpack.remove(*self._store.work_folders()[1])
+        await unpack.remove(*self._store.work_folders()[1], spawner=self._files)
 
     # What is here, and what may go
 
@@ -282,10 +284,19 @@ class Images:
         used, stale = self._store.work_folders()
         blobs = () if used else removal.blobs
         paths = [self._store.tree_folder(digest) for digest in removal.trees]
-        size = await _disk_usage([*paths, *stale, *(self._store.blob_path(blob) for blob in blobs)])
+        size = await self._disk_usage([*paths, *stale, *(self._store.blob_path(blob) for blob in blobs)])
         if not dry_run:
             await self._remove(needed_references)
         return Pruned(images=removal.references, trees=removal.trees, blobs=len(blobs), bytes=size)
+
+    async def _disk_usage(self, paths: list[Path]) -> int:
+        if not paths:
+            return 0
+        text = b"\0".join(os.fsencode(path) for path in paths)
+        argv = ["du", "--summarize", "--total", "--block-size=1", "--files0-from=-"]
+        result = await tool.run(argv, stdin=text, timeout=_DU_TIMEOUT, limit=8 << 20, spawner=self._files)
+        last = result.stdout.strip().rpartition(b"\n")[2].split(b"\t")[0]
+        return int(last) if last.isdigit() else 0
 
     def _removal(self, needed_references: Collection[str]) -> policy.Removal:
         store = self._store
@@ -314,7 +325,7 @@ class Images:
         except OSError as e:
             raise CleatError("cannot remove images", file=str(e.filename or ""), why=e.strerror or "") from e
         finally:
-            await unpack.remove(*gone)
+            await unpack.remove(*gone, spawner=self._files)
 
 
 def _read_line(path: str) -> str:
@@ -328,16 +339,6 @@ def _read_line(path: str) -> str:
 def _drop(held: dict[str, Held], names: Collection[str]) -> None:
     for name in names:
         held.pop(name, None)
-
-
-async def _disk_usage(paths: list[Path]) -> int:
-    if not paths:
-        return 0
-    text = b"\0".join(os.fsencode(path) for path in paths)
-    argv = ["du", "--summarize", "--total", "--block-size=1", "--files0-from=-"]
-    result = await tool.run(argv, stdin=text, timeout=_DU_TIMEOUT, limit=8 << 20)
-    last = result.stdout.strip().rpartition(b"\n")[2].split(b"\t")[0]
-    return int(last) if last.isdigit() else 0
 
 
 def _key(wanted: Reference, pull: Pull, fetch: Fetch) -> tuple[str, ...]:

@@ -54,6 +54,19 @@ def access(pull: Pull, prefix: str = "") -> list[str]:
     return found
 
 
+def require_files(reference: Reference, pull: Pull) -> None:
+    """skopeo passes over what is not there, and fails with other words later. Raises PullFailed."""
+    wanted = (("auth_file", pull.auth_file, os.path.isfile), ("cert_dir", pull.cert_dir, os.path.isdir))
+    for key, path, is_there in wanted:
+        if path and reference.is_remote and not is_there(path):
+            raise PullFailed(
+                f"{reference} cannot be fetched",
+                key=f"pull.{key}",
+                why=f"{path} is not a {'folder' if key == 'cert_dir' else 'file'}",
+                hint="create it, or mend the path",
+            )
+
+
 def copy_arguments(reference: Reference, pull: Pull, layout: Path, blobs: Path, scratch: Path) -> list[str]:
     """Copy this machine's variant of an image into a layout whose blobs are shared.
 
@@ -129,6 +142,7 @@ async def run(
 
 async def copy(argv: Sequence[str], reference: Reference, pull: Pull, progress: Progress) -> None:
     """Copy, with the definition's retries (the delay doubles) inside one deadline. Raises PullFailed."""
+    require_files(reference, pull)
     deadline = asyncio.get_running_loop().time() + min(pull.timeout_sec or math.inf, _YEAR)
     for attempt in range(pull.retry + 1):
         left = deadline - asyncio.get_running_loop().time()
@@ -146,6 +160,7 @@ async def copy(argv: Sequence[str], reference: Reference, pull: Pull, progress: 
 
 async def remote_digest(reference: Reference, pull: Pull) -> str:
     """The digest of what the reference means right now, where it is kept. Raises PullFailed."""
+    require_files(reference, pull)
     limit = min(_INSPECT_TIMEOUT, pull.timeout_sec or _INSPECT_TIMEOUT)
     result = await run(inspect_arguments(reference, pull), reference, limit)
     if result.returncode != 0:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from agent.errors import CommandNotFound, DeadlineExceeded, PullFailed, Unsupported
@@ -14,10 +15,16 @@ from agent.images import failure, skopeo
 from agent.images.reference import Reference
 from agent.images.store import Manifest, Store
 from agent.spawn import tool
-from agent.spawn.spawner import Spawner
+from agent.spawn.mapped import Mapped
+from agent.spawn.spawner import HERE, Spawner
 
 _TIMEOUT = 1800.0
 _REMOVE_TIMEOUT = 300.0
+_NO_IDS = re.compile(r"^(unshare|newuidmap|newgidmap): |chown.*invalid argument", re.IGNORECASE)
+_ID_HINT = (
+    "check your ranges in /etc/subuid and /etc/subgid; "
+    "sysctl user.max_user_namespaces kernel.apparmor_restrict_unprivileged_userns"
+)
 _DAMAGED = ("digest", "verif", "unexpected eof", "gzip", "corrupt", "invalid checksum")
 
 
@@ -35,7 +42,7 @@ async def unpack(store: Store, reference: Reference, manifest: Manifest, spawner
         await _sync(made)
         store.adopt_tree(made, manifest.digest)
     finally:
-        await remove(work)
+        await remove(work, spawner=spawner if isinstance(spawner, Mapped) else HERE)
 
 
 async def _layout(store: Store, reference: Reference, manifest: Manifest, work: Path) -> Path:
@@ -65,7 +72,8 @@ def _index(manifest: Manifest, size: int) -> bytes:
 async def _run_umoci(
     store: Store, reference: Reference, manifest: Manifest, layout: Path, target: Path, spawner: Spawner
 ) -> None:
-    rootless = [] if os.geteuid() == 0 else ["--rootless"]
+    # Owners are kept where there are ids for them.
+    rootless = ["--rootless"] if isinstance(spawner, Mapped) and spawner.is_alone else []
     argv = ["umoci", "raw", "unpack", *rootless, "--image", f"{layout}:{skopeo.IMAGE_TAG}", os.fspath(target)]
     try:
         result = await tool.run(argv, timeout=_TIMEOUT, spawner=spawner)
@@ -82,7 +90,8 @@ async def _run_umoci(
         store.drop_blobs(list(manifest.layers))
     if "no space left" in why or "quota exceeded" in why:
         raise failure.classify(text, str(reference))[0]
-    raise PullFailed(f"{reference} cannot be unpacked", why=why, hint="fetch it again: cleat pull NAME")
+    hint = _ID_HINT if _NO_IDS.search(why) else "fetch it again: cleat pull NAME"
+    raise PullFailed(f"{reference} cannot be unpacked", why=why, hint=hint)
 
 
 async def _sync(folder: Path) -> None:
@@ -92,8 +101,8 @@ async def _sync(folder: Path) -> None:
         raise PullFailed("the image cannot be written to disk", why=result.text)
 
 
-async def remove(*folders: Path) -> None:
+async def remove(*folders: Path, spawner: Spawner = HERE) -> None:
     """Remove folders of ours; what cannot be removed now is rubbish for the next time."""
     present = [os.fspath(folder) for folder in folders if folder.exists()]
     if present:
-        await tool.run(["rm", "-rf", "--one-file-system", "--", *present], timeout=_REMOVE_TIMEOUT)
+        await tool.run(["rm", "-rf", "--one-file-system", "--", *present], timeout=_REMOVE_TIMEOUT, spawner=spawner)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import platform
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,32 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 
 ADDRESS = "127.0.0.1:5000"
+SECURE_ADDRESS = "127.0.0.1:5443"
+USER, PASSWORD = "jo", "harbour"
 LAYOUTS = "/var/tmp/layouts"
 STORE = "/var/lib/cleat/images"
 
 # What most of these containers run does not heed SIGTERM.
 QUICK = '[service]\nrestart = "no"\ntimeout_stop_sec = "500ms"\n'
 
-_CONFIG = f"""
+_CONFIG = """
 version: 0.1
 log: {{level: info}}
 storage: {{filesystem: {{rootdirectory: /tmp/registry}}}}
-http: {{addr: {ADDRESS}}}
+http: {{addr: "{address}"{tls}}}
+{auth}
 """
+_TLS_FOLDER = "/etc/test-registry"
+# An authority, and a certificate of it for the loopback.
+_MAKE_CERTIFICATES = f"""
+    mkdir -p {_TLS_FOLDER} && cd {_TLS_FOLDER}
+    new='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30'
+    openssl req -x509 $new -subj '/CN=Authority of a test' -keyout ca.key -out ca.crt
+    openssl req -x509 $new -subj /CN=registry -addext subjectAltName=IP:127.0.0.1 -CA ca.crt -CAkey ca.key \\
+        -keyout own.key -out own.crt
+"""
+# What `htpasswd -B` writes for PASSWORD.
+_HTPASSWD = f"{USER}:$2y$05$abcdefghijklmnopqrstuuZ9hITkhSjgdPh1azpD9e5XbVlHeIfui\n"
 
 _APPLETS = ("sh", "sleep", "cat", "ls", "id", "echo", "pwd", "stat", "readlink", "touch", "true", "find", "env", "head")
 
@@ -62,11 +77,17 @@ def make(host: Host, name: str, *layers: list[Entry], **config: Any) -> str:
 class Registry:
     """docker-registry under the host's systemd. What is stored stays over stop and start."""
 
+    address = ADDRESS
+    login: tuple[str, ...] = ("--dest-tls-verify=false",)
+
     def __init__(self, host: Host) -> None:
         self.host = host
 
+    def config(self) -> str:
+        return _CONFIG.format(address=self.address, tls="", auth="")
+
     def start(self) -> None:
-        self.host.write("/etc/test-registry.yml", _CONFIG)
+        self.host.write("/etc/test-registry.yml", self.config())
         mark = self.host.cursor()
         self.host.run(
             ["systemd-run", "--quiet", "--collect", "--unit=test-registry", "docker-registry", "serve",
@@ -83,9 +104,50 @@ class Registry:
 
     def push(self, source: str, name: str, *options: str) -> str:
         """Copies an image into the registry; returns its reference."""
-        target = f"{ADDRESS}/{name}"
-        self.host.run(["skopeo", "copy", "--dest-tls-verify=false", *options, source, f"docker://{target}"], timeout=60)
+        target = f"{self.address}/{name}"
+        self.host.run(["skopeo", "copy", *self.login, *options, source, f"docker://{target}"], timeout=60)
         return target
+
+
+class SecureRegistry(Registry):
+    """One with a certificate of an authority that the host does not know, and one login."""
+
+    address = SECURE_ADDRESS
+    login: tuple[str, ...] = ("--dest-tls-verify=false", f"--dest-creds={USER}:{PASSWORD}")
+
+    def config(self) -> str:
+        tls = f", tls: {{certificate: {_TLS_FOLDER}/own.crt, key: {_TLS_FOLDER}/own.key}}"
+        auth = f"auth: {{htpasswd: {{realm: test, path: {_TLS_FOLDER}/htpasswd}}}}"
+        return _CONFIG.format(address=self.address, tls=tls, auth=auth)
+
+    def start(self) -> None:
+        self.host.run(_MAKE_CERTIFICATES)
+        self.host.write(f"{_TLS_FOLDER}/htpasswd", _HTPASSWD)
+        super().start()
+
+    def stop(self) -> None:
+        super().stop()
+        self.trust(None)
+        self.host.run(["rm", "-rf", _TLS_FOLDER])
+
+    @property
+    def authority(self) -> str:
+        """Its authority's certificate."""
+        return self.host.read(f"{_TLS_FOLDER}/ca.crt")
+
+    def trust(self, authority: str | None) -> None:
+        """The host knows the registry by this certificate from now on, or by none."""
+        folder = f"/etc/containers/certs.d/{self.address}"
+        if authority is None:
+            self.host.run(["rm", "-rf", folder])
+        else:
+            self.host.write(f"{folder}/ca.crt", authority)
+
+
+def auth_file(user: str, password: str) -> str:
+    """The text of a containers-auth.json(5) for the registry that wants a login."""
+    word = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return json.dumps({"auths": {SECURE_ADDRESS: {"auth": word}}})
 
 
 def definition(image: str, *lines: str, policy: str = "missing") -> str:

@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.host import registry
+from tests.host.registry import Registry, definition, make
+from tests.host.test_volumes import mount
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
 
 USER = "tess"
 HOME = f"/home/{USER}"
+STATE = f"{HOME}/.local/share/cleat"
+OVERLAYS = f"{STATE}/overlay"
 RUNTIMES = pytest.mark.parametrize("runtime", ["crun", "runc"])
 LOOP = "trap 'exit 0' TERM; echo begun; while :; do sleep 1000 & wait; done"
 # What the package dbus-user-session has.
@@ -47,10 +53,22 @@ class Person:
         keys, bracket, tables = f"{toml}\n".partition("[")
         command = "" if "command" in keys else f"command = {json.dumps(['/bin/sh', '-c', LOOP])}\n"
         head = f'rootfs = "{HOME}/root"\n{command}runtime.name = "{runtime}"\n'
-        path = f"{HOME}/.config/cleat/containers/{name}.toml"
-        self.host.write(path, head + keys + bracket + tables)
+        self.write(name, head + keys + bracket + tables)
+
+    def define_image(self, name: str, image: str, *lines: str, runtime: str = "crun") -> None:
+        self.write(name, definition(image, f'runtime.name = "{runtime}"', *lines))
+
+    def write(self, name: str, toml: str) -> None:
+        self.host.write(f"{HOME}/.config/cleat/containers/{name}.toml", toml)
         self.host.run(["chown", "-R", f"{USER}:", f"{HOME}/.config"])
         self.cleat("reload-agent", check=False)
+
+    def inside(self, name: str, script: str, *options: str) -> list[str]:
+        return self.cleat("exec", *options, name, "--", "sh", "-c", f"{{ {script}; }} 2>&1").stdout.split()
+
+    def subordinate(self) -> int:
+        """Their first subordinate id."""
+        return int(self.host.run(["grep", f"^{USER}:", "/etc/subuid"]).stdout.split(":")[1])
 
     def status(self, name: str) -> Any:
         return json.loads(self.cleat("status", "--json", name, check=False).stdout)[0]
@@ -84,8 +102,8 @@ def tess(clean: Host, person: Person) -> Iterator[Person]:
     clean.run(f"rm -f {HOME}/.config/cleat/containers/*")
     person.cleat("stop", "--all", "--time", "0", check=False)
     person.cleat("reload-agent")
-    left = person.run("find", f"/run/user/{person.uid}/cleat/b", "-mindepth", "1").stdout
-    assert left == ""
+    for folder in (f"/run/user/{person.uid}/cleat/b", OVERLAYS):
+        assert clean.run(["find", folder, "-mindepth", "1"]).stdout == ""
     assert person.run("systemctl", "--user", "list-units", "--plain", "--no-legend", "cleat-*.scope").stdout == ""
 
 
@@ -162,7 +180,6 @@ def test_containers_outlive_the_agent(tess: Person) -> None:
     [
         ("", "rootfs"),
         ('[security]\nread_only = true\nuser_namespace = "map"\nuid_map = ["0:1:2"]', "user_namespace"),
-        ('rootfs_writable = true\n[[mount]]\ntype = "volume"\nsource = "v"\ntarget = "/v"', "mount"),
         ('rootfs_writable = true\n[[credential]]\nname = "c"\nload = "/etc/hostname"', "credential"),
     ],
 )
@@ -178,3 +195,146 @@ def test_the_systems_agent_knows_nothing_of_them(tess: Person) -> None:
     tess.define("mine", "[security]\nread_only = true")
     assert tess.host.status() == []
     assert tess.cleat("status").stdout.count("mine") == 1
+
+
+# Images
+
+ENTRIES: list[registry.Entry] = [
+    {"name": "data/", "dir": True, "uid": 33, "gid": 33, "mode": 0o700},
+    {"name": "data/seed", "text": "x", "uid": 33, "gid": 33, "mode": 0o400, "xattrs": {"user.colour": "blue"}},
+    {"name": "gone", "text": "x"},
+    {"name": "twin", "hardlink": "gone"},
+    {"name": "mem", "char": [1, 1], "mode": 0o666},
+    {"name": "bin/set", "file": "/usr/bin/busybox", "uid": 33, "mode": 0o4755},
+]
+
+
+@pytest.fixture
+def images(tess: Person) -> Iterator[Person]:
+    yield tess
+    tess.host.run(f"rm -f {HOME}/.config/cleat/containers/*; rm -rf {registry.LAYOUTS}")
+    tess.cleat("stop", "--all", "--time", "0", check=False)
+    tess.cleat("reload-agent")
+    tess.cleat("prune")
+    assert tess.host.run(f"ls {STATE}/images/trees {STATE}/images/work").stdout.split() == [
+        f"{STATE}/images/trees:", f"{STATE}/images/work:",
+    ]  # fmt: skip
+    tess.host.run(f"rm -rf {STATE}/volumes")
+
+
+@RUNTIMES
+def test_each_run_of_an_image_has_a_copy(images: Person, runtime: str) -> None:
+    images.define_image("mine", make(images.host, "mine", ENTRIES), runtime=runtime)
+    assert images.status("mine")["state"] == "running", images.status("mine")["error"]
+    seen = images.inside("mine", "stat -c '%u %g %a' / /bin /data /data/seed /bin/set; stat -c %h /gone /twin")
+    assert seen == ["0", "0", "755"] * 2 + ["33", "33", "700", "33", "33", "400", "33", "0", "4755", "2", "2"]
+    assert images.inside("mine", "cat /data/seed; id -u; echo y >/data/new; stat -c %u /data/new", "-u", "web") == [
+        "x33", "33",
+    ]  # fmt: skip
+    assert images.inside("mine", "rm /gone; echo y >/bin/own; cat /bin/own /data/new") == ["y", "y"]
+    (copy,) = images.host.run(f"ls -d {OVERLAYS}/*").stdout.split()
+    first = images.subordinate()
+    found = images.host.run(f"stat -c '%u %a' {copy} {copy}/rootfs {copy}/rootfs/data/seed").stdout.split()
+    assert found == [images.uid, "700", images.uid, "755", str(first + 32), "400"]
+    images.cleat("restart", "mine")
+    assert images.inside("mine", "ls -A /data; cat /gone") == ["seed", "x"]
+    assert images.host.run(f"ls {OVERLAYS}").stdout.split() == [images.status("mine")["id"]]
+    images.cleat("stop", "mine")
+    assert images.host.run(f"ls {OVERLAYS}").stdout == ""
+
+
+def test_an_image_that_is_only_read_is_not_copied(images: Person) -> None:
+    images.define_image("mine", make(images.host, "read", ENTRIES, User="web"), "security.read_only = true")
+    assert images.inside("mine", "id -u; cat /data/seed") == ["33", "x"]
+    assert images.host.run(f"ls {OVERLAYS}").stdout == ""
+
+
+def test_images_are_fetched_and_removed(images: Person) -> None:
+    hub = Registry(images.host)
+    hub.start()
+    try:
+        image = hub.push(make(images.host, "hub", ENTRIES), "hub:1")
+        images.define_image("mine", image, "autostart = false")
+        images.cleat("pull", "mine")
+    finally:
+        hub.stop()
+    (row,) = json.loads(images.cleat("images", "--json").stdout)
+    assert (row["reference"], row["containers"], row["unpacked"]) == (image, ["mine"], True)
+    images.cleat("start", "mine")
+    images.host.run(f"rm {HOME}/.config/cleat/containers/mine.toml")
+    images.cleat("prune")
+    assert images.inside("mine", "cat /gone") == ["x"]
+    images.cleat("stop", "mine")
+    images.cleat("reload-agent")
+    pruned = json.loads(images.cleat("prune", "--json").stdout)
+    assert pruned["images"] == [image]
+    assert pruned["bytes"] > 0
+    assert images.host.run(f"ls {STATE}/images/trees").stdout == ""
+
+
+def test_volumes_are_filled_from_images(images: Person) -> None:
+    kept = mount(type="volume", source="kept", target="/data")
+    source = make(images.host, "volumes", ENTRIES, Volumes={"/etc": {}})
+    images.write("mine", definition(source) + kept)
+    images.cleat("reload-agent")
+    assert images.inside("mine", "stat -c '%u %a' /data /data/seed; echo y >/data/new; ls /etc/passwd") == [
+        "33", "700", "33", "400", "/etc/passwd",
+    ]  # fmt: skip
+    images.cleat("restart", "mine")
+    assert images.inside("mine", "ls /data") == ["new", "seed"]
+    assert images.host.run(f"stat -c %u {STATE}/volumes/kept/_data/seed").stdout == f"{images.subordinate() + 32}\n"
+
+
+def test_copies_are_removed_after_a_killed_agent(images: Person) -> None:
+    images.define_image("mine", make(images.host, "killed", ENTRIES))
+    before = images.status("mine")["id"]
+    images.run("systemctl", "--user", "kill", "--signal=KILL", "cleat.service")
+    images.host.wait_journal("CLEAT_EVENT=agent-started", f"_UID={images.uid}")
+    assert images.inside("mine", "cat /data/seed") == ["x"]
+    assert images.status("mine")["id"] == before
+    # What a copy under way would leave, and a container that ended while nobody looked.
+    images.run("systemctl", "--user", "stop", "cleat.service")
+    images.run("systemctl", "--user", "kill", "--signal=KILL", "cleat-mine.scope")
+    half = f"{OVERLAYS}/{'0' * 64}"
+    images.host.run(f"cp -a {OVERLAYS}/{before} {half}")
+    images.run("systemctl", "--user", "start", "cleat.service", timeout=60)
+    images.cleat("start", "mine")
+    after = images.status("mine")["id"]
+    assert after != before
+    assert images.host.run(f"ls {OVERLAYS}").stdout.split() == [after]
+
+
+def test_without_subordinate_ids(images: Person) -> None:
+    images.host.run("sed -i.kept d /etc/subuid")
+    images.run("systemctl", "--user", "restart", "cleat.service", timeout=60)
+    try:
+        images.define_image("mine", make(images.host, "alone", ENTRIES))
+        assert images.inside("mine", "stat -c '%u %a' /data /data/seed; cat /data/seed; echo y >/bin/own; id -u") == [
+            "0", "700", "0", "400", "x0",
+        ]  # fmt: skip
+        images.cleat("stop", "mine")
+        images.host.run(f"rm {HOME}/.config/cleat/containers/*")
+        images.cleat("reload-agent")
+        images.cleat("prune")
+    finally:
+        images.host.run(["mv", "/etc/subuid.kept", "/etc/subuid"])
+        images.run("systemctl", "--user", "restart", "cleat.service", timeout=60)
+
+
+def test_there_is_no_space_for_a_copy(images: Person) -> None:
+    images.host.run(f"mount -t tmpfs -o size=1M,mode=0711,uid={images.uid} none {OVERLAYS}")
+    try:
+        images.define_image("mine", make(images.host, "large", [{"name": "large", "text": "x" * (2 << 20)}]))
+        error = images.status("mine")["error"]
+        assert "its image cannot be copied" in error
+        assert "No space left on device" in error
+        assert images.host.run(f"ls {OVERLAYS}").stdout == ""
+    finally:
+        images.host.run(["umount", OVERLAYS])
+
+
+def test_an_id_that_is_not_mapped(images: Person) -> None:
+    images.define_image("mine", make(images.host, "far", [{"name": "far", "text": "x", "uid": 3000000}]))
+    error = images.status("mine")["error"]
+    assert "cannot be unpacked" in error
+    assert "/etc/subuid" in error

@@ -22,6 +22,7 @@ STAMP = 'time="2026-11-23T13:13:22Z" level=fatal msg='
         ('"Source image rejected: Running image docker://r/x:1 is rejected by policy."', "rejects the image", False),
         ('"writing blob: write /var/lib/cleat/images/work/x: no space left on device"', "no space left", False),
         ('"reading manifest latest in r/x: unauthorized: authentication required"', "let us read", False),
+        (r'"getting username and password: reading JSON file \"/a\": unexpected end of JSON input"', "logins", False),
         ('"dial tcp: lookup registry.example: no such host"', "cannot be resolved", True),
         ('"reading blob: Get x: unexpected EOF"', "cannot be reached", True),
         ('"toomanyrequests: You have reached your pull rate limit"', "more downloads", False),
@@ -36,6 +37,11 @@ def test_classified(said: str, what: str, again: bool) -> None:  # noqa: FBT001
     assert error.why
     assert error.hint
     assert retry is again
+
+
+def test_the_advice_names_the_registry() -> None:
+    error, _ = failure.classify(f'{STAMP}"x509: certificate signed by unknown authority"', "r.example:5000/x:1")
+    assert "/etc/containers/certs.d/r.example:5000/" in error.hint
 
 
 def test_words_are_the_last_error_without_frills() -> None:
