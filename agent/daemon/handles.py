@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """cleat@NAME.service: a unit of systemd's without a process of its own that shows and steers a container.
 
-The unit is Type=notify with NotifyAccess=all. Its ExecStart= is a bus client that waits for StartHandle(); meanwhile
+The unit is Type=notify with NotifyAccess=all. Its ExecStart= waits at the agent's socket (handle_socket.py); meanwhile
 the agent speaks to PID 1 for it: MAINPID= is conmon in its foreign scope, READY=1 comes with the container's readiness.
 Once the client is gone, conmon is the process whose credentials the agent uses (root may put any pid into
 SCM_CREDENTIALS, unix(7)). When conmon ends, PID 1 sees its exit status, which is the payload's.
 
 A container that came up by other means, or waits to be restarted, gets its handle started by the agent (`follow`), when
-nothing is being launched: a handle costs a bus client's run, and that shall not delay containers. Such a start never
+nothing is being launched: a handle costs a process, and that shall not delay containers. Such a start never
 starts a container; it only joins in.
 
 What systemd does by itself and has to be told apart here: a unit whose main process ended well runs its ExecStop=
@@ -23,17 +23,16 @@ import logging
 import math
 import signal
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from agent import process
 from agent.container.supervisor import Supervisor
 from agent.daemon.agent import Agent
-from agent.daemon.peers import Peers
+from agent.daemon.handle_socket import Client, Verb
 from agent.errors import CleatError, InvalidState, RuntimeFailed
 from agent.process import ProcessRef
 from agent.status import State, Status
-from agent.systemd.bus import Bus
 from agent.systemd.notify import send_as
 from agent.systemd.text import one_line
 
@@ -58,7 +57,7 @@ class Handle:
     """What the agent knows of one unit.
 
     `shown` is the conmon that is its main process, `text` its status text, `waiting` the clients of its ExecStart=.
-    `joining` is set while a start job of the agent's own is on its way; `called` when that has reached StartHandle().
+    `joining` is set while a start job of the agent's own is on its way; `called` when that has reached start().
     `restart_too` are containers that a restart has stopped before this one; `stand_in` is the main process instead of a
     conmon that is being killed.
     """
@@ -83,38 +82,36 @@ class Handle:
 class Handles:
     """Follows each container with its handle."""
 
-    def __init__(self, bus: Bus, agent: Agent) -> None:
-        self._bus = bus
+    def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._peers = Peers(bus)
         self._handles: dict[str, Handle] = {}
         self._due: OrderedDict[str, None] = OrderedDict()
         self._wake = asyncio.Event()
         self._jobs: set[asyncio.Task[None]] = set()
-        self._epoch = 0
-        """Counts connections to the bus: the clients of an earlier one are gone."""
+
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        """What the unit's commands ask for."""
+        return {"start": self.start, "stop": self.stop, "reload": self.reload}
 
     def _handle(self, name: str) -> Handle:
         return self._handles.setdefault(name, Handle())
 
     # Calls of the unit's own commands
 
-    async def start(self, caller: str, name: str) -> None:
+    async def start(self, client: Client, name: str) -> None:
         """For ExecStart=: start the container, tell systemd its main process and, when it is ready, so."""
-        pid = await self._bus.peer_pid(caller)
+        pid = client.pid
         handle = self._handle(name)
         joins, handle.joining = handle.joining, False
         handle.called.set()
         handle.waiting.add(pid)
         handle.shown, handle.text = 0, None
-        epoch = self._epoch
         known = self._agent.supervisors.get(name)
         if joins and known is not None and not known.ready:
             handle.tell(pid, _progress(known.status()))
         try:
-            await self._while_there(caller, name, self._join(name) if joins else self._start(name))
-            if epoch != self._epoch:
-                raise InvalidState("the bus went away", container=name)
+            await self._while_there(client, name, self._join(name) if joins else self._start(name))
         except CleatError as e:
             send_as(pid, f"STATUS={one_line(e.detail)}")
             raise
@@ -155,25 +152,15 @@ class Handles:
         if supervisor.state is State.FAILED:
             raise RuntimeFailed(supervisor.status().error or "failed", container=name)
 
-    async def _while_there(self, caller: str, name: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _while_there(self, client: Client, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Do the work; when the client goes meanwhile, `systemctl stop` has cancelled the start: stop the container."""
-        task = asyncio.create_task(work)
-        # What is ready already needs no watching.
-        await asyncio.sleep(0)
-        left = asyncio.Event()
-        gone = asyncio.create_task(left.wait())
+        task, gone = asyncio.create_task(work), asyncio.create_task(client.gone.wait())
         try:
-            if not task.done():
-                await self._peers.watch(caller, left.set)
-                await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 task.result()
                 return
-        except InvalidState:
-            if task.done():
-                raise
         finally:
-            await self._peers.unwatch(caller)
             gone.cancel()
             task.cancel()
         await self._cancelled(name)
@@ -184,7 +171,7 @@ class Handles:
             await self._agent.stop_with_dependents(name, None)
         raise InvalidState("its start was cancelled", container=name)
 
-    async def stop(self, caller: str, name: str) -> None:
+    async def stop(self, client: Client, name: str) -> None:
         """For ExecStop=: stop the container; systemd is asked for as much time as that may take."""
         supervisor, scopes, unit = self._agent.supervisor(name), self._agent.host.scopes, handle_name(name)
         if not await scopes.main_pid(unit):
@@ -194,7 +181,7 @@ class Handles:
         needed = sum(self._agent.supervisors[n].definition.container.service.timeout_stop_sec for n in first)
         if math.isfinite(needed):
             extension = int((needed + _STOP_MARGIN_SEC) * 1e6)
-            send_as(await self._bus.peer_pid(caller), f"EXTEND_TIMEOUT_USEC={extension}")
+            send_as(client.pid, f"EXTEND_TIMEOUT_USEC={extension}")
         if supervisor.running is not None and supervisor.running.unit and await scopes.is_shutting_down():
             await supervisor.stopped()
             return
@@ -202,7 +189,7 @@ class Handles:
             self._handle(name).restart_too = self._agent.dependents(name)
         await self._agent.stop_with_dependents(name, None)
 
-    async def reload(self, caller: str, name: str) -> None:
+    async def reload(self, client: Client, name: str) -> None:
         await self._agent.supervisor(name).reload()
 
     # Following
@@ -267,8 +254,6 @@ class Handles:
 
     async def take_stock(self) -> None:
         """See which units are active: they belong to containers that were taken over; those of all others are due."""
-        self._epoch += 1
-        await self._peers.forget_all()
         try:
             units = await self._agent.host.scopes.list(["cleat@*.service"])
         except CleatError as e:
@@ -280,7 +265,6 @@ class Handles:
                 self._handle(name).shown = supervisor.status().conmon_pid
             elif name in self._handles:
                 self._handles[name].shown = 0
-                self._handles[name].waiting.clear()
             self._consider(supervisor)
 
     async def _follow(self, name: str) -> None:
