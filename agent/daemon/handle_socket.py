@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_SEC = 10.0
 _LINE_MAX = 1024
+_FAILED = 199
+"""Exit status of a command that fails; the unit is not restarted after it (RestartPreventExitStatus=)."""
 _BACKLOG = 4096
 _UCRED = struct.Struct("=iII")
 
@@ -91,10 +93,10 @@ class HandleSocket:
                 raise CleatError(f"{verb!r} is nothing that a handle can ask for")
             await do(client, name)
         except CleatError as e:
-            return f"1 {one_line(str(e))}\n".encode()
+            return f"{_FAILED} {one_line(str(e))}\n".encode()
         except Exception:
             logger.exception("%s %s", verb, name)
-            return b"1 the agent met a fault of its own: journalctl -u cleat\n"
+            return f"{_FAILED} the agent met a fault of its own: journalctl -u cleat\n".encode()
         return b"0\n"
 
 

@@ -10,6 +10,11 @@ A container that came up by other means, or waits to be restarted, gets its hand
 nothing is being launched: a handle costs a process, and that shall not delay containers. Such a start never
 starts a container; it only joins in.
 
+When conmon has ended, ExecStopPost= asks what comes next. A container that is restarted has its unit restarted by
+systemd (Restart=always, RestartMode=direct): it is activating meanwhile and not failed. Where there is no restart, a
+stop job for the unit that is ending forbids it one, as a stop by hand does (service.c, service_stop()), and it ends as
+conmon has: failed or inactive.
+
 What systemd does by itself and has to be told apart here: a unit whose main process ended well runs its ExecStop=
 (service.c, service_enter_running()), which must not stop a container that is about to be restarted; `systemctl stop` of
 a unit that is still starting runs no ExecStop= but ends the client; at shutdown the scopes are stopped in their order,
@@ -41,6 +46,8 @@ logger = logging.getLogger(__name__)
 _STOP_MARGIN_SEC = 20.0
 _JOB_SEC = 90.0
 _SHOWN_IN = frozenset({State.RUNNING, State.PAUSED, State.BACKOFF})
+# How long systemd may take from the end of a main process to ExecStopPost=, and from there to ExecStart=.
+_PATIENCE_SEC = 10.0
 # Its parent ends at once, so it is PID 1's child like conmon, and PID 1 sees its end.
 _STAND_IN = "sleep 120 >/dev/null 2>&1 & echo $!"
 
@@ -58,6 +65,8 @@ class Handle:
 
     `shown` is the conmon that is its main process, `text` its status text, `waiting` the clients of its ExecStart=.
     `joining` is set while a start job of the agent's own is on its way; `called` when that has reached start().
+    `expected` is set from the end of a main process on while systemd is about to run one of the unit's commands.
+    `refused`: its start has just failed.
     `restart_too` are containers that a restart has stopped before this one; `stand_in` is the main process instead of a
     conmon that is being killed.
     """
@@ -69,8 +78,15 @@ class Handle:
         self.joining = False
         self.called = asyncio.Event()
         self.changed = asyncio.Event()
+        self.expected: asyncio.TimerHandle | None = None
+        self.refused = False
         self.restart_too: list[str] = []
         self.stand_in: ProcessRef | None = None
+
+    def expect_nothing(self) -> None:
+        if self.expected is not None:
+            self.expected.cancel()
+            self.expected = None
 
     def tell(self, pid: int, text: str) -> None:
         """STATUS= as process `pid`, when it is news."""
@@ -92,7 +108,7 @@ class Handles:
     @property
     def verbs(self) -> Mapping[str, Verb]:
         """What the unit's commands ask for."""
-        return {"start": self.start, "stop": self.stop, "reload": self.reload}
+        return {"start": self.start, "stop": self.stop, "reload": self.reload, "ended": self.ended}
 
     def _handle(self, name: str) -> Handle:
         return self._handles.setdefault(name, Handle())
@@ -106,13 +122,16 @@ class Handles:
         joins, handle.joining = handle.joining, False
         handle.called.set()
         handle.waiting.add(pid)
-        handle.shown, handle.text = 0, None
+        handle.shown, handle.text, handle.refused = 0, None, False
+        handle.expect_nothing()
+        joins = joins or await self._is_restart(name)
         known = self._agent.supervisors.get(name)
         if joins and known is not None and not known.ready:
             handle.tell(pid, _progress(known.status()))
         try:
             await self._while_there(client, name, self._join(name) if joins else self._start(name))
         except CleatError as e:
+            handle.refused = True
             send_as(pid, f"STATUS={one_line(e.detail)}")
             raise
         finally:
@@ -173,9 +192,9 @@ class Handles:
 
     async def stop(self, client: Client, name: str) -> None:
         """For ExecStop=: stop the container; systemd is asked for as much time as that may take."""
-        supervisor, scopes, unit = self._agent.supervisor(name), self._agent.host.scopes, handle_name(name)
-        if not await scopes.main_pid(unit):
-            # It has ended by itself, and may be about to restart.
+        scopes, unit, supervisor = self._agent.host.scopes, handle_name(name), self._agent.supervisors.get(name)
+        if supervisor is None or not await scopes.main_pid(unit):
+            # It is gone with its definition, or has ended by itself and may be about to restart.
             return
         first = [name, *self._agent.followers(name)]
         needed = sum(self._agent.supervisors[n].definition.container.service.timeout_stop_sec for n in first)
@@ -188,6 +207,46 @@ class Handles:
         if await scopes.job_type(unit) == "restart":
             self._handle(name).restart_too = self._agent.dependents(name)
         await self._agent.stop_with_dependents(name, None)
+
+    async def _is_restart(self, name: str) -> bool:
+        """Whether systemd itself starts the unit again; a start by hand sets the count back (service.c)."""
+        return await self._agent.host.scopes.restarts(handle_name(name)) > 0
+
+    async def ended(self, client: Client, name: str) -> None:
+        """For ExecStopPost=: have systemd not restart the unit, unless the container is restarted."""
+        handle, supervisor, scopes = self._handle(name), self._agent.supervisors.get(name), self._agent.host.scopes
+        while supervisor is not None and supervisor.running is not None and not supervisor.running.conmon.is_alive():
+            handle.changed.clear()
+            await handle.changed.wait()
+        handle.shown = 0
+        handle.expect_nothing()
+        if supervisor is None:
+            self.removed(name)
+        goes_on = supervisor is not None and supervisor.wanted and supervisor.is_active
+        job = await scopes.job_type(handle_name(name))
+        if handle.refused or job not in {"", "stop"}:
+            return
+        if job == "stop":
+            # It came when conmon had ended already, so that no ExecStop= was run.
+            if goes_on and not await scopes.is_shutting_down():
+                await self._agent.stop_with_dependents(name, None)
+        elif goes_on:
+            self._expect(name)
+        else:
+            await scopes.forbid_restart(handle_name(name))
+
+    def _expect(self, name: str) -> None:
+        """systemd runs a command of the unit next; should it not, the agent starts the unit."""
+        handle = self._handle(name)
+        handle.expect_nothing()
+        handle.expected = asyncio.get_running_loop().call_later(_PATIENCE_SEC, self._expected_in_vain, name)
+
+    def _expected_in_vain(self, name: str) -> None:
+        supervisor = self._agent.supervisors.get(name)
+        if name in self._handles:
+            self._handles[name].expected = None
+        if supervisor is not None:
+            self._consider(supervisor)
 
     async def reload(self, client: Client, name: str) -> None:
         await self._agent.supervisor(name).reload()
@@ -205,6 +264,9 @@ class Handles:
                     handle.tell(pid, _progress(status))
             if handle.shown and handle.shown == status.conmon_pid:
                 handle.tell(handle.shown, _text(status))
+            elif handle.shown:
+                handle.shown = 0
+                self._expect(name)
             elif handle.stand_in is not None and not status.conmon_pid:
                 handle.stand_in.send_signal(signal.SIGTERM)
                 handle.stand_in = None
@@ -223,10 +285,12 @@ class Handles:
         if handle is None:
             return True
         is_shown = supervisor.running is not None and handle.shown == supervisor.running.conmon.pid
-        return not (is_shown or handle.waiting or handle.joining)
+        return not (is_shown or handle.waiting or handle.joining or handle.expected)
 
     def removed(self, name: str) -> None:
-        self._handles.pop(name, None)
+        handle = self._handles.pop(name, None)
+        if handle is not None:
+            handle.expect_nothing()
         self._due.pop(name, None)
 
     async def before_kill(self, supervisor: Supervisor) -> None:
