@@ -18,6 +18,7 @@ from agent.container.scope import CONTAINERS_TARGET
 from agent.container.supervisor import Supervisor
 from agent.daemon.agent import Agent
 from agent.daemon.api import Api
+from agent.daemon.handle_socket import HandleSocket
 from agent.daemon.handles import Handles
 from agent.daemon.interface import NAME
 from agent.daemon.metrics import Metrics
@@ -59,8 +60,9 @@ class App:
         self.host = Host(self.paths, self.config, self.scopes, self.fd_store, self.executor or HERE)
         self.agent = Agent(self.host, Loader(self.paths, self.config))
         self.scopes.on_stop_queued = self.agent.stop_queued
-        self.handles = Handles(self.bus, self.agent)
-        self.operations = Operations(self.agent, self.handles, self.bus.peer_uid, self.bus.peer_pid)
+        self.handles = Handles(self.agent)
+        self.handle_socket = HandleSocket(self.paths.runtime / "handles", self.handles.verbs)
+        self.operations = Operations(self.agent, self.bus.peer_uid, self.bus.peer_pid)
         self.api = Api(self.bus, self.agent, self.operations, Polkit(self.bus, os.geteuid()))
         self.agent.on_change.append(self._status_changed)
         self.agent.on_loaded.append(self._tell_status)
@@ -90,6 +92,8 @@ class App:
             self.host.cgroup_root = await self.scopes.manager_cgroup()
             adopted = await self.agent.adopt()
         self.operations.sessions.adopt(self.agent.supervisors.values())
+        if os.geteuid() == 0:
+            await self.handle_socket.start()
         await self.bus.request_name(NAME)
         for problem in self.config_problems:
             journal.send(journal.Event.DEFINITION_REJECTED, str(problem))
@@ -113,6 +117,7 @@ class App:
             journal.send(journal.Event.AGENT_STOPPING, "cleat stops, its containers run on")
             self.notify.stopping("leaving the containers as they are")
             self.metrics.close()
+            self.handle_socket.close()
             if self.watch is not None:
                 self.watch.close()
             first.cancel()

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """cleat@NAME.service: a unit of systemd's without a process of its own that shows and steers a container.
 
-The unit is Type=notify with NotifyAccess=all. Its ExecStart= is a bus client that waits for StartHandle(); meanwhile
+The unit is Type=notify with NotifyAccess=all. Its ExecStart= waits at the agent's socket (handle_socket.py); meanwhile
 the agent speaks to PID 1 for it: MAINPID= is conmon in its foreign scope, READY=1 comes with the container's readiness.
 Once the client is gone, conmon is the process whose credentials the agent uses (root may put any pid into
 SCM_CREDENTIALS, unix(7)). When conmon ends, PID 1 sees its exit status, which is the payload's.
 
 A container that came up by other means, or waits to be restarted, gets its handle started by the agent (`follow`), when
-nothing is being launched: a handle costs a bus client's run, and that shall not delay containers. Such a start never
+nothing is being launched: a handle costs a process, and that shall not delay containers. Such a start never
 starts a container; it only joins in.
+
+When conmon has ended, ExecStopPost= asks what comes next. A container that is restarted has its unit restarted by
+systemd (Restart=always, RestartMode=direct): it is activating meanwhile and not failed. Where there is no restart, a
+stop job for the unit that is ending forbids it one, as a stop by hand does (service.c, service_stop()), and it ends as
+conmon has: failed or inactive.
 
 What systemd does by itself and has to be told apart here: a unit whose main process ended well runs its ExecStop=
 (service.c, service_enter_running()), which must not stop a container that is about to be restarted; `systemctl stop` of
@@ -23,17 +28,16 @@ import logging
 import math
 import signal
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from agent.container.supervisor import Supervisor
 from agent.daemon.agent import Agent
-from agent.daemon.peers import Peers
+from agent.daemon.handle_socket import Client, Verb
 from agent.errors import CleatError, InvalidState, RuntimeFailed
 from agent.process import ProcessRef
 from agent.spawn import tool
 from agent.status import State, Status
-from agent.systemd.bus import Bus
 from agent.systemd.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -41,6 +45,8 @@ logger = logging.getLogger(__name__)
 _STOP_MARGIN_SEC = 20.0
 _JOB_SEC = 90.0
 _SHOWN_IN = frozenset({State.RUNNING, State.PAUSED, State.BACKOFF})
+# How long systemd may take from the end of a main process to ExecStopPost=, and from there to ExecStart=.
+_PATIENCE_SEC = 10.0
 # Its parent ends at once, so it is PID 1's child like conmon, and PID 1 sees its end.
 _STAND_IN = "sleep 120 >/dev/null 2>&1 & echo $!"
 
@@ -57,7 +63,9 @@ class Handle:
     """What the agent knows of one unit.
 
     `shown` is the conmon that is its main process, `text` its status text, `waiting` the clients of its ExecStart=.
-    `joining` is set while a start job of the agent's own is on its way; `called` when that has reached StartHandle().
+    `joining` is set while a start job of the agent's own is on its way; `called` when that has reached start().
+    `expected` is set from the end of a main process on while systemd is about to run one of the unit's commands.
+    `refused`: its start has just failed.
     `restart_too` are containers that a restart has stopped before this one; `stand_in` is the main process instead of a
     conmon that is being killed.
     """
@@ -69,6 +77,8 @@ class Handle:
         self.joining = False
         self.called = asyncio.Event()
         self.changed = asyncio.Event()
+        self.expected: asyncio.TimerHandle | None = None
+        self.refused = False
         self.restart_too: list[str] = []
         self.stand_in: ProcessRef | None = None
 
@@ -77,20 +87,26 @@ class Handle:
         before, self.text = self.text, text
         return text != before
 
+    def expect_nothing(self) -> None:
+        if self.expected is not None:
+            self.expected.cancel()
+            self.expected = None
+
 
 class Handles:
     """Follows each container with its handle."""
 
-    def __init__(self, bus: Bus, agent: Agent) -> None:
-        self._bus = bus
+    def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._peers = Peers(bus)
         self._handles: dict[str, Handle] = {}
         self._due: OrderedDict[str, None] = OrderedDict()
         self._wake = asyncio.Event()
         self._jobs: set[asyncio.Task[None]] = set()
-        self._epoch = 0
-        """Counts connections to the bus: the clients of an earlier one are gone."""
+
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        """What the unit's commands ask for."""
+        return {"start": self.start, "stop": self.stop, "reload": self.reload, "ended": self.ended}
 
     def _handle(self, name: str) -> Handle:
         return self._handles.setdefault(name, Handle())
@@ -104,23 +120,23 @@ class Handles:
 
     # Calls of the unit's own commands
 
-    async def start(self, caller: str, name: str) -> None:
+    async def start(self, client: Client, name: str) -> None:
         """For ExecStart=: start the container, tell systemd its main process and, when it is ready, so."""
-        pid = await self._bus.peer_pid(caller)
+        pid = client.pid
         handle = self._handle(name)
         joins, handle.joining = handle.joining, False
         handle.called.set()
         handle.waiting.add(pid)
-        handle.shown, handle.text = 0, None
-        epoch = self._epoch
+        handle.shown, handle.text, handle.refused = 0, None, False
+        handle.expect_nothing()
+        joins = joins or await self._is_restart(name)
         known = self._agent.supervisors.get(name)
         if joins and known is not None and not known.ready:
             self._tell_status(handle, pid, _progress(known.status()))
         try:
-            await self._while_there(caller, name, self._join(name) if joins else self._start(name))
-            if epoch != self._epoch:
-                raise InvalidState("the bus went away", container=name)
+            await self._while_there(client, name, self._join(name) if joins else self._start(name))
         except CleatError as e:
+            handle.refused = True
             await self._tell_as(pid, f"STATUS={one_line(e.detail)}")
             raise
         finally:
@@ -161,25 +177,15 @@ class Handles:
         if supervisor.state is State.FAILED:
             raise RuntimeFailed(supervisor.status().error or "failed", container=name)
 
-    async def _while_there(self, caller: str, name: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _while_there(self, client: Client, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Do the work; when the client goes meanwhile, `systemctl stop` has cancelled the start: stop the container."""
-        task = asyncio.create_task(work)
-        # What is ready already needs no watching.
-        await asyncio.sleep(0)
-        left = asyncio.Event()
-        gone = asyncio.create_task(left.wait())
+        task, gone = asyncio.create_task(work), asyncio.create_task(client.gone.wait())
         try:
-            if not task.done():
-                await self._peers.watch(caller, left.set)
-                await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 task.result()
                 return
-        except InvalidState:
-            if task.done():
-                raise
         finally:
-            await self._peers.unwatch(caller)
             gone.cancel()
             task.cancel()
         await self._cancelled(name)
@@ -190,17 +196,17 @@ class Handles:
             await self._agent.stop_with_dependents(name, None)
         raise InvalidState("its start was cancelled", container=name)
 
-    async def stop(self, caller: str, name: str) -> None:
+    async def stop(self, client: Client, name: str) -> None:
         """For ExecStop=: stop the container; systemd is asked for as much time as that may take."""
-        supervisor, scopes, unit = self._agent.supervisor(name), self._agent.host.scopes, handle_name(name)
-        if not await scopes.main_pid(unit):
-            # It has ended by itself, and may be about to restart.
+        scopes, unit, supervisor = self._agent.host.scopes, handle_name(name), self._agent.supervisors.get(name)
+        if supervisor is None or not await scopes.main_pid(unit):
+            # It is gone with its definition, or has ended by itself and may be about to restart.
             return
         first = [name, *self._agent.followers(name)]
         needed = sum(self._agent.supervisors[n].definition.container.service.timeout_stop_sec for n in first)
         if math.isfinite(needed):
             extension = int((needed + _STOP_MARGIN_SEC) * 1e6)
-            await self._tell_as(await self._bus.peer_pid(caller), f"EXTEND_TIMEOUT_USEC={extension}")
+            await self._tell_as(client.pid, f"EXTEND_TIMEOUT_USEC={extension}")
         if supervisor.running is not None and supervisor.running.unit and await scopes.is_shutting_down():
             await supervisor.stopped()
             return
@@ -208,7 +214,47 @@ class Handles:
             self._handle(name).restart_too = self._agent.dependents(name)
         await self._agent.stop_with_dependents(name, None)
 
-    async def reload(self, caller: str, name: str) -> None:
+    async def _is_restart(self, name: str) -> bool:
+        """Whether systemd itself starts the unit again; a start by hand sets the count back (service.c)."""
+        return await self._agent.host.scopes.restarts(handle_name(name)) > 0
+
+    async def ended(self, client: Client, name: str) -> None:
+        """For ExecStopPost=: have systemd not restart the unit, unless the container is restarted."""
+        handle, supervisor, scopes = self._handle(name), self._agent.supervisors.get(name), self._agent.host.scopes
+        while supervisor is not None and supervisor.running is not None and not supervisor.running.conmon.is_alive():
+            handle.changed.clear()
+            await handle.changed.wait()
+        handle.shown = 0
+        handle.expect_nothing()
+        if supervisor is None:
+            self.removed(name)
+        goes_on = supervisor is not None and supervisor.wanted and supervisor.is_active
+        job = await scopes.job_type(handle_name(name))
+        if handle.refused or job not in {"", "stop"}:
+            return
+        if job == "stop":
+            # It came when conmon had ended already, so that no ExecStop= was run.
+            if goes_on and not await scopes.is_shutting_down():
+                await self._agent.stop_with_dependents(name, None)
+        elif goes_on:
+            self._expect(name)
+        else:
+            await scopes.forbid_restart(handle_name(name))
+
+    def _expect(self, name: str) -> None:
+        """systemd runs a command of the unit next; should it not, the agent starts the unit."""
+        handle = self._handle(name)
+        handle.expect_nothing()
+        handle.expected = asyncio.get_running_loop().call_later(_PATIENCE_SEC, self._expected_in_vain, name)
+
+    def _expected_in_vain(self, name: str) -> None:
+        supervisor = self._agent.supervisors.get(name)
+        if name in self._handles:
+            self._handles[name].expected = None
+        if supervisor is not None:
+            self._consider(supervisor)
+
+    async def reload(self, client: Client, name: str) -> None:
         await self._agent.supervisor(name).reload()
 
     # Following
@@ -224,6 +270,9 @@ class Handles:
                     self._tell_status(handle, pid, _progress(status))
             if handle.shown and handle.shown == status.conmon_pid:
                 self._tell_status(handle, handle.shown, _text(status))
+            elif handle.shown:
+                handle.shown = 0
+                self._expect(name)
             elif handle.stand_in is not None and not status.conmon_pid:
                 handle.stand_in.send_signal(signal.SIGTERM)
                 handle.stand_in = None
@@ -242,10 +291,12 @@ class Handles:
         if handle is None:
             return True
         is_shown = supervisor.running is not None and handle.shown == supervisor.running.conmon.pid
-        return not (is_shown or handle.waiting or handle.joining)
+        return not (is_shown or handle.waiting or handle.joining or handle.expected)
 
     def removed(self, name: str) -> None:
-        self._handles.pop(name, None)
+        handle = self._handles.pop(name, None)
+        if handle is not None:
+            handle.expect_nothing()
         self._due.pop(name, None)
 
     async def before_kill(self, supervisor: Supervisor) -> None:
@@ -273,8 +324,6 @@ class Handles:
 
     async def take_stock(self) -> None:
         """See which units are active: they belong to containers that were taken over; those of all others are due."""
-        self._epoch += 1
-        await self._peers.forget_all()
         try:
             units = await self._agent.host.scopes.list(["cleat@*.service"])
         except CleatError as e:
@@ -286,7 +335,6 @@ class Handles:
                 self._handle(name).shown = supervisor.status().conmon_pid
             elif name in self._handles:
                 self._handles[name].shown = 0
-                self._handles[name].waiting.clear()
             self._consider(supervisor)
 
     async def _follow(self, name: str) -> None:

@@ -152,16 +152,6 @@ def manager_methods(do: Operations) -> tuple[Method, ...]:
         Method("Pull", _NAME, _JSON, manage, "Fetch the image of a definition.", do.pull),
         Method("Images", (), _JSON, read, "The images in the store.", do.images),
         Method("Prune", (("dry_run", "b"),), _JSON, manage, "Remove what no definition needs.", do.prune),
-        Method(
-            "StartHandle",
-            _NAME,
-            (),
-            manage,
-            "For cleat@NAME.service: start, and speak to systemd for it.",
-            do.start_handle,
-        ),
-        Method("StopHandle", _NAME, (), manage, "For cleat@NAME.service: stop.", do.stop_handle),
-        Method("ReloadHandle", _NAME, (), manage, "For cleat@NAME.service: reload.", do.reload_handle),
         Method("Subscribe", (), (), read, "Ask for signals; until the caller leaves the bus.", do.subscribe),
         Method("Unsubscribe", (), (), read, "Ask for no more signals.", do.unsubscribe),
     )

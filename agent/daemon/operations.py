@@ -18,7 +18,6 @@ from agent.container.launch import Running
 from agent.container.supervisor import Supervisor
 from agent.daemon import info, stored
 from agent.daemon.agent import Agent
-from agent.daemon.handles import Handles
 from agent.daemon.sessions import Sessions
 from agent.errors import AccessDenied, CleatError, InvalidArgument, InvalidState, Unsupported
 from agent.process import ProcessRef
@@ -33,12 +32,10 @@ class Operations:
     def __init__(
         self,
         agent: Agent,
-        handles: Handles,
         peer_uid: Callable[[str], Awaitable[int]],
         peer_pid: Callable[[str], Awaitable[int]],
     ) -> None:
         self.agent = agent
-        self.handles = handles
         self.sessions = Sessions(agent.host)
         agent.on_change.append(self.sessions.container_changed)
         self._peer_uid = peer_uid
@@ -201,15 +198,6 @@ class Operations:
 
     def _missing(self, what: str) -> str:
         raise Unsupported(f"this version cannot {what} yet")
-
-    async def start_handle(self, caller: str, name: str) -> None:
-        await self.handles.start(caller, name)
-
-    async def stop_handle(self, caller: str, name: str) -> None:
-        await self.handles.stop(caller, name)
-
-    async def reload_handle(self, caller: str, name: str) -> None:
-        await self.handles.reload(caller, name)
 
     async def subscribe(self, caller: str) -> None:
         self.subscribers.add(caller)

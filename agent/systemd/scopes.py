@@ -247,6 +247,17 @@ class Scopes:
         finally:
             self._jobs.pop(unit, None)
 
+    async def forbid_restart(self, unit: str) -> None:
+        """Have a service that is ending not be restarted by systemd (Restart=): its end is not waited for.
+
+        A stop job for it alone: those that require it have nothing to do with that.
+        """
+        await self._manager("StopUnit", "ss", unit, "ignore-dependencies")
+
+    async def restarts(self, unit: str) -> int:
+        """How often systemd has restarted a service by itself since somebody started it."""
+        return int(await self._property(unit_path(unit), "Service", "NRestarts"))
+
     async def reset_failed(self, unit: str) -> None:
         """Forget a failed unit, so that its name can be used again; nothing happens when it is not there."""
         try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING
 
@@ -158,6 +159,107 @@ def test_stopping_a_unit_that_is_starting_stops_the_container(unit: Host) -> Non
     unit.wait_event("slow", "stopped")
     assert unit.status("slow")["state"] == "inactive"
     assert handle(unit, "slow")["ActiveState"] == "inactive"
+
+
+@pytest.fixture
+def watched(unit: Host) -> Iterator[Host]:
+    """With seen@UNIT.service as OnFailure= of every handle."""
+    folder = "/run/systemd/system"
+    unit.write(f"{folder}/seen@.service", "[Service]\nType=oneshot\nExecStart=true\n")
+    unit.write(f"{folder}/cleat@.service.d/x.conf", "[Unit]\nOnFailure=seen@%p-%i.service\n")
+    unit.run(["systemctl", "daemon-reload"])
+    yield unit
+    unit.run(f"rm -r {folder}/seen@.service {folder}/cleat@.service.d; systemctl daemon-reload")
+
+
+def failures(host: Host, name: str) -> int:
+    """How often OnFailure= of a handle was triggered."""
+    return len(host.journal(f"UNIT=seen@cleat-{name}.service", "MESSAGE_ID=7d4958e842da4a758f6c1cdc7b36dcc5"))
+
+
+def test_a_run_that_is_followed_by_another_is_no_failure(watched: Host) -> None:
+    """As with systemd's own Restart=: failed is who is not restarted."""
+    limit = 'start_limit_burst = 3\nstart_limit_interval_sec = "1min"'
+    define(watched, "loop", "sleep 0.3; exit 3", service=f'restart_sec = "1s"\nrestart_steps = 0\n{limit}')
+    watched.reload()
+    systemctl(watched, "start", "cleat@loop")
+    watched.wait_event("loop", "backoff")
+    watched.wait_journal("UNIT=cleat@loop.service", where=lambda e: "Scheduled restart job" in e["MESSAGE"])
+    assert handle(watched, "loop")["ActiveState"] == "activating"
+    assert failures(watched, "loop") == 0
+    watched.wait_event("loop", "start-limit")
+    watched.wait_journal("UNIT=cleat@loop.service", where=lambda e: "Triggering OnFailure" in e["MESSAGE"])
+    found = handle(watched, "loop")
+    assert (found["ActiveState"], found["Result"], found["ExecMainStatus"]) == ("failed", "exit-code", "3")
+    assert found["NRestarts"] == "2"
+    assert failures(watched, "loop") == 1
+    # A start by hand is a new one, not a restart.
+    define(watched, "loop")
+    watched.reload()
+    systemctl(watched, "start", "cleat@loop")
+    assert watched.status("loop")["state"] == "running"
+    assert handle(watched, "loop")["NRestarts"] == "0"
+
+
+def test_what_requires_it_does_not_hear_of_a_restart(watched: Host) -> None:
+    define(watched, "db")
+    folder = "/run/systemd/system"
+    watched.write(
+        f"{folder}/app.service",
+        "[Unit]\nRequires=cleat@db.service\nAfter=cleat@db.service\n[Service]\nExecStart=sleep infinity\n",
+    )
+    watched.run(["systemctl", "daemon-reload"])
+    watched.reload()
+    systemctl(watched, "start", "app.service")
+    pid = watched.unit("app.service", "MainPID")["MainPID"]
+    for victim in ("pid", "conmon_pid"):
+        mark = watched.cursor()
+        watched.run(["kill", "-9", str(watched.status("db")[victim])])
+        wait_handle(watched, "db", "active", since=mark)
+        assert handle(watched, "db")["MainPID"] == str(watched.status("db")["conmon_pid"])
+    assert watched.unit("app.service", "MainPID")["MainPID"] == pid
+    assert failures(watched, "db") == 0
+    systemctl(watched, "stop", "app.service", "cleat@db")
+    assert watched.status("db")["state"] == "inactive"
+    watched.run(["rm", f"{folder}/app.service"])
+
+
+def test_a_start_that_fails_is_a_failure_once(watched: Host) -> None:
+    """It is told at once, whatever comes after; the unit follows the later runs."""
+    define(watched, "flaky", "exit 3", service='notify = "container"\nrestart_sec = "300ms"\nrestart_steps = 0')
+    watched.reload()
+    assert systemctl(watched, "start", "cleat@flaky", check=False) == 1
+    assert handle(watched, "flaky")["StatusText"] or failures(watched, "flaky") == 1
+    count = itertools.count(1)
+    watched.wait_journal("CLEAT_CONTAINER=flaky", "CLEAT_EVENT=exited", where=lambda _: next(count) == 4)
+    assert handle(watched, "flaky")["ActiveState"] == "activating"
+    assert failures(watched, "flaky") == 1
+    systemctl(watched, "stop", "cleat@flaky")
+    assert watched.status("flaky")["state"] == "inactive"
+
+
+def test_a_definition_that_goes_is_no_failure(watched: Host) -> None:
+    define(watched, "web")
+    watched.reload()
+    systemctl(watched, "start", "cleat@web")
+    watched.remove_definition("web")
+    mark = watched.cursor()
+    watched.reload()
+    wait_handle(watched, "web", "inactive", since=mark)
+    assert failures(watched, "web") == 0
+
+
+def test_without_an_agent_an_end_does_not_spin(watched: Host) -> None:
+    define(watched, "web", "sleep 1000", service='restart = "no"')
+    watched.reload()
+    systemctl(watched, "start", "cleat@web")
+    systemctl(watched, "stop", "cleat")
+    watched.run(["kill", "-9", str(handle(watched, "web")["MainPID"])])
+    watched.wait_journal("UNIT=cleat@web.service", where=lambda e: "Triggering OnFailure" in e["MESSAGE"])
+    assert int(handle(watched, "web")["NRestarts"]) <= 1
+    assert failures(watched, "web") == 1
+    systemctl(watched, "start", "cleat")
+    assert watched.status("web")["state"] == "failed"
 
 
 def test_oneshot(unit: Host) -> None:

@@ -49,8 +49,6 @@ def test_everybody_may_look(web: Host, arguments: tuple[str, ...]) -> None:
     "arguments",
     [
         ("Start", "s", "web"),
-        ("StartHandle", "s", "web"),
-        ("StopHandle", "s", "web"),
         ("Kill", "sib", "web", "9", "true"),
         ("Inspect", "sb", "web", "true"),
         ("Top", "s", "web"),

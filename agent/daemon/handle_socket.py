@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The socket to which systemd connects the commands of cleat@NAME.service: their standard input and output.
+
+A client sends one line, "VERB NAME", and gets one, "STATUS WORDS", with which it ends (units/cleat-handle). That is a
+shell and nothing else: a bus client costs as much again as starting a process does. PID 1 makes the connection in the
+name of the command, so SO_PEERCRED is its pid (unix(7), systemd.exec(5) on StandardInput=file:).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from agent.errors import CleatError
+from agent.systemd import journal
+from agent.systemd.text import one_line
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_SEC = 10.0
+_LINE_MAX = 1024
+_FAILED = 199
+"""Exit status of a command that fails; the unit is not restarted after it (RestartPreventExitStatus=)."""
+_BACKLOG = 4096
+_UCRED = struct.Struct("=iII")
+
+
+class Client:
+    """A command of the unit: its pid, and whether it has gone, which is what systemd does to a start it cancels."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.gone = asyncio.Event()
+
+
+Verb = Callable[[Client, str], Awaitable[None]]
+
+
+class HandleSocket:
+    """Listens at `path`, for root only. The node stays when the agent ends: systemd is refused there then."""
+
+    def __init__(self, path: Path, verbs: Mapping[str, Verb]) -> None:
+        self._path = path
+        self._verbs = verbs
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen. What cannot be had is told to the journal; containers do without their handles then."""
+        fresh = f"{self._path}.new"
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            with suppress(FileNotFoundError):
+                os.unlink(fresh)
+            sock.bind(fresh)
+            os.chmod(fresh, 0o600)
+            self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=_LINE_MAX, backlog=_BACKLOG)
+            os.rename(fresh, self._path)
+        except OSError as e:
+            error = CleatError("cannot listen for handles", file=os.fspath(self._path), why=e.strerror or str(e))
+            journal.send(journal.Event.SOCKET_FAILED, "", error=error)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        client = Client(_peer_pid(writer))
+        try:
+            async with asyncio.timeout(_REQUEST_SEC):
+                line = await reader.readline()
+            watching = asyncio.create_task(_see_gone(reader, client))
+            try:
+                writer.write(await self._answer(client, line))
+            finally:
+                watching.cancel()
+            await writer.drain()
+        except (OSError, TimeoutError, ValueError) as e:
+            logger.debug("handle: %s", e)
+        finally:
+            writer.close()
+
+    async def _answer(self, client: Client, line: bytes) -> bytes:
+        verb, _, name = line.decode(errors="replace").strip().partition(" ")
+        do = self._verbs.get(verb)
+        try:
+            if do is None:
+                raise CleatError(f"{verb!r} is nothing that a handle can ask for")
+            await do(client, name)
+        except CleatError as e:
+            return f"{_FAILED} {one_line(str(e))}\n".encode()
+        except Exception:
+            logger.exception("%s %s", verb, name)
+            return f"{_FAILED} the agent met a fault of its own: journalctl -u cleat\n".encode()
+        return b"0\n"
+
+
+async def _see_gone(reader: asyncio.StreamReader, client: Client) -> None:
+    """It has nothing more to say: the end of its stream is its own."""
+    try:
+        while await reader.read(_LINE_MAX):
+            pass
+    except OSError as e:
+        logger.debug("handle: %s", e)
+    client.gone.set()
+
+
+def _peer_pid(writer: asyncio.StreamWriter) -> int:
+    sock = writer.get_extra_info("socket")
+    pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(pid)
