@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent import cgroup
-from agent.container import launch
+from agent.container import launch, unattended
 from agent.container.events import (
     Event,
     Exited,
@@ -90,6 +90,8 @@ class Run:
             while not isinstance(event := await self._events.get(), Exited):
                 self._handle(event)
             self._hearing.forget()
+            if pidfd < 0 and self._cause is None:
+                await self._ended_unattended()
         finally:
             if pidfd >= 0:
                 loop.remove_reader(pidfd)
@@ -98,6 +100,13 @@ class Run:
         if self._stop is not None and self._cause not in {None, Cause.STOPPED}:
             outcome = msgspec.structs.replace(outcome, error=f"stopped: {self._stop.why}", error_code=str(self._cause))
         return outcome
+
+    async def _ended_unattended(self) -> None:
+        """It ended while there was no agent. A stop that somebody asked systemd for meanwhile counts as one."""
+        owner = self.owner
+        if await unattended.was_stopped(owner.name, self.running.unit, owner.started_at):
+            owner.wanted = False
+            self._cause = Cause.STOPPED
 
     def close(self) -> None:
         """Stop listening and watching; the container is not touched."""

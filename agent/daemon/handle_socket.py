@@ -43,31 +43,41 @@ Verb = Callable[[Client, str], Awaitable[None]]
 
 
 class HandleSocket:
-    """Listens at `path`, for root only. The node stays when the agent ends: systemd is refused there then."""
+    """Listens at `path`, for root only. An agent that ends leaves /dev/null there, which answers nobody."""
 
     def __init__(self, path: Path, verbs: Mapping[str, Verb]) -> None:
         self._path = path
+        self._new = f"{path}.new"
         self._verbs = verbs
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Listen. What cannot be had is told to the journal; containers do without their handles then."""
-        fresh = f"{self._path}.new"
         try:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            with suppress(FileNotFoundError):
-                os.unlink(fresh)
-            sock.bind(fresh)
-            os.chmod(fresh, 0o600)
+            sock.bind(self._fresh())
+            os.chmod(self._new, 0o600)
             self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=_LINE_MAX, backlog=_BACKLOG)
-            os.rename(fresh, self._path)
+            os.rename(self._new, self._path)
         except OSError as e:
             error = CleatError("cannot listen for handles", file=os.fspath(self._path), why=e.strerror or str(e))
             journal.send(journal.Event.SOCKET_FAILED, "", error=error)
 
     def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        if self._server is None:
+            return
+        self._server.close()
+        try:
+            os.symlink(os.devnull, self._fresh())
+            os.rename(self._new, self._path)
+        except OSError as e:
+            logger.debug("handle: %s", e)
+
+    def _fresh(self) -> str:
+        """The name under which the next node is made, not there yet."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._new)
+        return self._new
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = Client(_peer_pid(writer))

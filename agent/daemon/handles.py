@@ -162,7 +162,15 @@ class Handles:
         # Delivered before the client gets its answer and is gone.
         await self._tell_as(pid, *main, "READY=1", f"STATUS={handle.text}")
 
+    async def _settled(self, name: str) -> None:
+        """systemd may see conmon's end earlier: wait until the agent has acted on it."""
+        handle, supervisor = self._handle(name), self._agent.supervisors.get(name)
+        while supervisor is not None and supervisor.running is not None and not supervisor.running.conmon.is_alive():
+            handle.changed.clear()
+            await handle.changed.wait()
+
     async def _start(self, name: str) -> None:
+        await self._settled(name)
         handle = self._handle(name)
         await self._agent.start_with_needs(name)
         again, handle.restart_too = handle.restart_too, []
@@ -170,6 +178,7 @@ class Handles:
 
     async def _join(self, name: str) -> None:
         """Wait as long as the container is on its way to be ready, over restarts too. Raises why it is not."""
+        await self._settled(name)
         handle, supervisor = self._handle(name), self._agent.supervisor(name)
         while supervisor.is_active and not (supervisor.ready and supervisor.running is not None):
             handle.changed.clear()
@@ -221,9 +230,7 @@ class Handles:
     async def ended(self, client: Client, name: str) -> None:
         """For ExecStopPost=: have systemd not restart the unit, unless the container is restarted."""
         handle, supervisor, scopes = self._handle(name), self._agent.supervisors.get(name), self._agent.host.scopes
-        while supervisor is not None and supervisor.running is not None and not supervisor.running.conmon.is_alive():
-            handle.changed.clear()
-            await handle.changed.wait()
+        await self._settled(name)
         handle.shown = 0
         handle.expect_nothing()
         if supervisor is None:
@@ -287,11 +294,12 @@ class Handles:
         """Whether a container is up, or will be again, and its unit does not know."""
         if supervisor.state not in _SHOWN_IN or not supervisor.is_active:
             return False
-        handle = self._handles.get(supervisor.name)
-        if handle is None:
-            return True
+        handle = self._handle(supervisor.name)
         is_shown = supervisor.running is not None and handle.shown == supervisor.running.conmon.pid
-        return not (is_shown or handle.waiting or handle.joining or handle.expected)
+        if is_shown or handle.waiting or handle.joining or handle.expected:
+            return False
+        # One that ended while there was no agent is not up; what comes of it is told later.
+        return supervisor.running is None or supervisor.running.conmon.is_alive()
 
     def removed(self, name: str) -> None:
         handle = self._handles.pop(name, None)

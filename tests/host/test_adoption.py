@@ -155,3 +155,24 @@ def test_killed_in_the_middle_of_many_starts(clean: Host) -> None:
     scopes = clean.run(["systemctl", "list-units", "--plain", "--no-legend", "cleat-*.scope"]).stdout.splitlines()
     assert sorted(line.split()[0] for line in scopes) == sorted(f"cleat-{name}.scope" for name in names)
     assert samples.faults(clean) == []
+
+
+def test_a_stop_without_an_agent_is_a_stop_and_an_end_is_not(clean: Host) -> None:
+    """The next agent reads in the journal what systemd was asked for; what just ended is restarted."""
+    names = ("scope", "handle", "ended")
+    samples.add(clean, **dict.fromkeys(names, samples.service(samples.SERVICE, 'restart = "always"')))
+    clean.reload()
+    for name in names:
+        clean.run(["systemctl", "start", f"cleat@{name}"])
+    conmon = clean.status("ended")["conmon_pid"]
+    clean.run(["systemctl", "stop", "cleat.service"])
+    clean.run(["systemctl", "stop", "cleat-scope.scope", "cleat@handle.service"], timeout=60)
+    clean.run(["kill", "-9", str(conmon)])
+    mark = clean.cursor()
+    clean.run(["systemctl", "start", "cleat.service"])
+    clean.wait_event("ended", "ready", since=mark)
+    for name in ("scope", "handle"):
+        clean.wait_event(name, "stopped", since=mark)
+        assert clean.status(name)["state"] == "inactive"
+    clean.run(["systemctl", "restart", "cleat.service"])
+    assert samples.states(clean) == {"scope": "inactive", "handle": "inactive", "ended": "running"}
