@@ -7,6 +7,7 @@ Each bundle says in its file `mcs` which SELinux categories it has.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -42,9 +43,13 @@ def _in_use(bundles: Path) -> Iterator[Pair]:
 
 
 def mark(paths: Iterable[str | Path], label: str) -> None:
-    """Let the container's processes use files of ours that are mounted into it. Raises OSError."""
+    """Let the container's processes use files of ours that are mounted into it; one that another container has as well
+    is marked for all. Raises OSError."""
     for path in paths if label else ():
-        os.setxattr(path, "security.selinux", label.encode() + b"\0", follow_symlinks=False)
+        found = os.lstat(path)
+        is_joint = stat.S_ISREG(found.st_mode) and found.st_nlink > 1
+        text = labels.for_all(label) if is_joint else label
+        os.setxattr(path, "security.selinux", text.encode() + b"\0", follow_symlinks=False)
 
 
 def cover_of(folder: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from agent import storage
-from agent.container import credentials, namespaces, rootless, userns, volumes
+from agent.container import credentials, mounts, namespaces, rootless, userns, volumes
 from agent.container.credentials import Secrets
 from agent.container.host import Host
 from agent.container.namespaces import Shared
@@ -71,6 +71,7 @@ async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
     can_have = capabilities.from_mask(await host.spawner.bounding_set())
     shared = namespaces.open_shared(container, host.payload_pid)
     try:
+        _take_small_files(host, container, bundle)
         shifted = None
         if userns.is_wanted(container):
             await _check_runtime(host, container, has_volumes=bool(folders))
@@ -87,6 +88,13 @@ async def gather(host: Host, container: Container, bundle: Path) -> Gathered:
         user_namespace=shifted,
         capabilities=can_have,
     )
+
+
+def _take_small_files(host: Host, container: Container, bundle: Path) -> None:
+    how, _, name = container.network.mode.partition(":")
+    other = host.running_id(name) if how == "container" else ""
+    if other and not container.bundle:
+        mounts.take_small_files(container, host.paths.bundle(other), bundle)
 
 
 async def _own_copy(host: Host, container: Container, root: Root, container_id: str) -> Root:

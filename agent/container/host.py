@@ -117,6 +117,8 @@ class Host:
         self.volumes = Volumes(paths.volumes, unpacker, self.files)
         # The first process of a running container, by its name; None when it does not run. Set by who owns them all.
         self.payload_pid: Callable[[str], int | None] = lambda _: None
+        # The id of a running container, by its name; "" when it does not run. Set by the same.
+        self.running_id: Callable[[str], str] = lambda _: ""
         # Whether another container is started after this one. Set by who knows all definitions.
         self.is_needed: Callable[[str], bool] = lambda _: True
         self._conmon: tuple[FileId, Conmon] | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from agent.errors import CommandNotFound
 OciMount = dict[str, Any]
 
 _PROPAGATION = frozenset({"private", "rprivate", "slave", "rslave", "shared", "rshared"})
+_HOSTS_MAX = 64 << 10
 _LOCALHOST = "127.0.0.1 localhost\n::1 localhost\n"
 
 
@@ -78,27 +80,58 @@ def idmapped(mounts: Iterable[OciMount], volumes: Iterable[Path]) -> list[OciMou
     ]
 
 
+def take_small_files(container: Container, other: Path, bundle: Path) -> None:
+    """Have /etc/hosts and /etc/resolv.conf be the very files of a container whose network is shared.
+
+    What the definition says of its own stays its own. `other` is the bundle of that one; the files outlive it. Raises
+    OSError.
+    """
+    own = {"hosts": container.network.hosts, "resolv.conf": container.network.dns}
+    for name in (name for name, said in own.items() if not said):
+        # One that runs from a bundle of its own has none.
+        with suppress(FileNotFoundError):
+            os.link(f"{other}/{name}", f"{bundle}/{name}")
+
+
 def small_files(container: Container, hostname: str, bundle: Path, owner: tuple[int, int]) -> list[OciMount]:
     """Write /etc/hosts, /etc/hostname and /etc/resolv.conf of the container; returns their mounts. `owner` is the
     container's root.
 
     Containers on the host's network see the host's resolver settings and hosts; others get localhost and their name.
+    What take_small_files() took stays as it is, but for this container's name.
     """
-    texts = {"hosts": _hosts(container, hostname), "hostname": hostname + "\n"}
-    resolver = _resolver(container)
-    if resolver:
-        texts["resolv.conf"] = resolver
+    texts = {"hosts": _hosts(container, hostname), "hostname": hostname + "\n", "resolv.conf": _resolver(container)}
     access = "ro" if container.security.read_only else "rw"
-    return [_small_file(bundle, name, text, owner, access) for name, text in texts.items()]
+    options = ["bind", "rprivate", "nosuid", "nodev", "noexec", access]
+    found: list[OciMount] = []
+    for name, text in texts.items():
+        path = f"{bundle}/{name}"
+        if container.network.mode.startswith("container:") and os.path.lexists(path):
+            if name == "hosts":
+                _add_name(path, hostname)
+        elif text:
+            _write(path, text, owner)
+        else:
+            continue
+        found.append({"destination": f"/etc/{name}", "type": "bind", "source": path, "options": options})
+    return found
 
 
-def _small_file(bundle: Path, name: str, text: str, owner: tuple[int, int], access: str) -> OciMount:
-    path = f"{bundle}/{name}"
+def _write(path: str, text: str, owner: tuple[int, int]) -> None:
     files.write_new(path, text.encode(), 0o644)
     if owner != (0, 0):
         os.chown(path, *owner)
-    options = ["bind", "rprivate", "nosuid", "nodev", "noexec", access]
-    return {"destination": f"/etc/{name}", "type": "bind", "source": path, "options": options}
+
+
+def _add_name(path: str, hostname: str) -> None:
+    """Both have the loopback in common. The other's payload has the file too: it may be long, or leased (fcntl(2))."""
+    line = f"127.0.1.1 {hostname}\n".encode()
+    with suppress(BlockingIOError):
+        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "r+b", buffering=0) as file:
+            text = file.read(_HOSTS_MAX) or b""
+            if len(text) < _HOSTS_MAX and line not in text.splitlines(keepends=True):
+                file.write(line if text.endswith(b"\n") else b"\n" + line)
 
 
 def _read(path: str) -> str:

@@ -15,6 +15,7 @@ from agent.container import launch, scope
 from agent.container import record as records
 from agent.container.events import StopRequested
 from agent.container.host import Host
+from agent.container.launch import Running
 from agent.container.record import Record
 from agent.container.supervisor import Supervisor
 from agent.definition.check import check
@@ -48,6 +49,7 @@ class Agent:
         self.before_kill: Callable[[Supervisor], Awaitable[None]] | None = None
         """Called before a stop that was asked for ends with SIGKILL."""
         host.payload_pid = self._payload_pid
+        host.running_id = self._running_id
         self._needed: frozenset[str] | None = None
         host.is_needed = lambda name: self._needed is None or name in self._needed
         self.supervisors: dict[str, Supervisor] = {}
@@ -108,10 +110,18 @@ class Agent:
 
     # Lookup
 
-    def _payload_pid(self, name: str) -> int | None:
+    def _running(self, name: str) -> Running | None:
         supervisor = self.supervisors.get(name)
         running = supervisor.running if supervisor is not None else None
-        return running.payload.pid if running is not None and running.payload.is_alive() else None
+        return running if running is not None and running.payload.is_alive() else None
+
+    def _payload_pid(self, name: str) -> int | None:
+        running = self._running(name)
+        return running.payload.pid if running is not None else None
+
+    def _running_id(self, name: str) -> str:
+        running = self._running(name)
+        return running.id if running is not None else ""
 
     def supervisor(self, name: str) -> Supervisor:
         """The container's supervisor; instances of known templates come into being here. Raises NoSuchContainer."""

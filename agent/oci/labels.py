@@ -122,6 +122,11 @@ def selinux(container: Container, contexts: Contexts, pair: Pair) -> tuple[str, 
     return process, f"{file_user}:{file_role}:{file_kind}:{level}"
 
 
+def for_all(label: str) -> str:
+    """The label without its categories: every container may use what has it."""
+    return ":".join(label.split(":")[:4])
+
+
 def free_pair(used: Collection[Pair], randomness: random.Random | None = None) -> Pair:
     """Two different categories, in order, that no other container has. Raises Unsupported when none is found."""
     source = randomness or random.SystemRandom()

@@ -140,7 +140,8 @@ def test_a_writable_root_is_shifted_too(shifted: Host) -> None:
 def test_network_of_another_container(clean: Host) -> None:
     root = clean.rootfs("net")
     base = f'rootfs = "{root}"\ncommand = ["/bin/sleep", "1000"]\n{QUICK}'
-    clean.definition("first", base + '[network]\nmode = "private"\n')
+    names = 'dns = ["10.0.0.53"]\nhosts = { db = "10.0.0.5" }\n'
+    clean.definition("first", base + f'[network]\nmode = "private"\n{names}')
     clean.definition(
         "second", 'after = ["first"]\nrequires = ["first"]\n' + base + '[network]\nmode = "container:first"\n'
     )
@@ -151,6 +152,14 @@ def test_network_of_another_container(clean: Host) -> None:
     }
     assert links["first"] == links["second"]
     assert links["first"] != clean.run("readlink /proc/1/ns/net").stdout
+    clean.cleat("restart", "second")
+    clean.cleat("exec", "first", "--", "sh", "-c", "echo 10.0.0.9 told >>/etc/hosts")
+    files = {name: clean.cleat("exec", name, "--", "cat", "/etc/hosts").stdout for name in links}
+    assert files["first"] == files["second"]
+    assert [line.split()[1] for line in files["first"].splitlines()[-4:]] == ["first", "db", "second", "told"]
+    assert clean.cleat("exec", "second", "--", "cat", "/etc/resolv.conf", "/etc/hostname").stdout == (
+        "nameserver 10.0.0.53\nsecond\n"
+    )
     clean.cleat("stop", "second")
     clean.cleat("stop", "first")
     clean.definition("third", base + '[network]\nmode = "container:first"\n')

@@ -67,6 +67,11 @@ def test_labels_differ_in_their_categories() -> None:
     assert mount == "system_u:object_r:container_file_t:s0:c3,c700"
 
 
+def test_a_file_of_several_containers_has_no_categories() -> None:
+    assert labels.for_all("system_u:object_r:container_file_t:s0:c3,c700") == "system_u:object_r:container_file_t:s0"
+    assert labels.for_all("u:r:t:s0") == "u:r:t:s0"
+
+
 def test_type_and_level_of_a_definition() -> None:
     process, mount = labels.selinux(container(selinux_type="web_t", selinux_level="s0:c9"), Contexts(), (3, 700))
     assert process == "system_u:system_r:web_t:s0:c9"
