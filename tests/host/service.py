@@ -47,7 +47,7 @@ class Service:
         """Write the definition; the agent is not told. `keys` are top-level keys, `at_start` what it notifies then."""
         self.host.run(_MAKE_ROOT)
         self.host.write(f"{ROOT}/payload.py", (HERE / "payload.py").read_text(encoding="utf-8"))
-        self.host.run(["mkdir", "-p", self.folder])
+        self.host.run(f"mkdir -p {self.folder} && rm -f {self.folder}/datagrams")
         self.host.definition(self.name, self.text(toml, at_start=at_start, keys=keys))
         return self
 
