@@ -121,7 +121,7 @@ class Foreground:
         await self._guard.settle(scopes, self.definition.name)
         self.supervisor = Supervisor(host, self.definition, self._changed)
         self.supervisor.before_program = self._about_to_run
-        self.supervisor.open_sockets()
+        self.supervisor.demand.open_sockets()
         self.supervisor.listening.pass_on(self.fd_store.borrow_rest())
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):

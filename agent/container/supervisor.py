@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import msgspec
 
-from agent import cgroup
 from agent.container import launch, scope, snapshot
 from agent.container import outcome as outcomes
 from agent.container import record as records
+from agent.container.demand import Demand
 from agent.container.events import StopRequested
-from agent.container.exec import run_command
 from agent.container.host import Host
 from agent.container.launch import Running
 from agent.container.listening import Listening
@@ -34,7 +32,6 @@ from agent.errors import CleatError, InvalidState, RuntimeFailed
 from agent.oci.runtime import Runtime
 from agent.status import State, Status
 from agent.systemd import journal
-from agent.systemd.text import clean
 
 logger = logging.getLogger(__name__)
 
@@ -58,16 +55,14 @@ class Supervisor:
         self.started_at = 0.0
         self.attempt = 0
         self._starts: list[float] = []
-        self._demand_failures = 0
         self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
         self.run: Run | None = None
         self.before_kill: Callable[[Supervisor], Awaitable[None]] | None = None
-        self.on_demand: Callable[[Supervisor], None] = Supervisor.begin
-        """Called when a connection shall start it."""
         self.adopted: Record | None = None
         self.listening = Listening(definition.container, host.fd_store)
         self.listening.kept.on_change = self.save
+        self.demand = Demand(self)
         self.ports = ReservedPorts(definition.name, host.fd_store)
         self.before_program: Callable[[Running], None] = lambda _: None
         self._left_behind: list[Running] = []
@@ -150,70 +145,6 @@ class Supervisor:
         self._exit_waiters.append(waiter)
         return await waiter
 
-    def kill(self, signum: int, *, everyone: bool = False) -> None:
-        """Send a signal to the payload's first process, or to all processes. Raises InvalidState when it is down."""
-        running = self._need_running("signal")
-        if everyone:
-            cgroup.signal_all(running.payload_cgroup, signum, but=running.conmon.pid)
-        elif not running.payload.send_signal(signum):
-            raise InvalidState("its process has ended already", container=self.name)
-        self.event(journal.Event.KILLED, f"signal {signal.Signals(signum).name} sent to {self.name}")
-
-    async def pause(self) -> None:
-        """Freeze all its processes. Raises InvalidState."""
-        running = self._need_running("pause")
-        if self.state is not State.RUNNING:
-            raise InvalidState(f"cannot pause a container that is {self.state}", container=self.name)
-        await running.runtime.pause(running.id)
-        if self.run is not None:
-            self.run.set_paused(paused=True)
-        self.change(State.PAUSED)
-        self.event(journal.Event.PAUSED, f"{self.name} paused")
-
-    async def resume(self) -> None:
-        """Let a paused container go on. Raises InvalidState."""
-        running = self._need_running("resume")
-        if self.state is not State.PAUSED:
-            raise InvalidState(f"cannot resume a container that is {self.state}", container=self.name)
-        await running.runtime.resume(running.id)
-        self.change(State.RUNNING)
-        if self.run is not None:
-            self.run.set_paused(paused=False)
-        self.event(journal.Event.RESUMED, f"{self.name} resumed")
-
-    async def reload(self) -> None:
-        """Ask the payload to read its configuration again: reload_command or reload_signal.
-
-        Raises InvalidState where the definition says neither, RuntimeFailed when the command fails.
-        """
-        running = self._need_running("reload")
-        service = self.definition.container.service
-        if service.reload_command:
-            await self._run_reload_command(running, service.reload_command)
-        elif service.reload_signal:
-            running.payload.send_signal(service.reload_signal)
-        else:
-            raise InvalidState(
-                "does not say how to reload it",
-                container=self.name,
-                key="service.reload_signal",
-                hint="set reload_signal or reload_command",
-            )
-        self.event(journal.Event.RELOADED, f"{self.name} asked to reload")
-
-    async def _run_reload_command(self, running: Running, argv: Sequence[str]) -> None:
-        limit = self.definition.container.service.timeout_start_sec
-        code, output = await run_command(self.host, self.definition.container, running, argv, limit)
-        if code != 0:
-            error = RuntimeFailed(
-                f"reload_command exited with status {code}",
-                container=self.name,
-                key="service.reload_command",
-                why=clean(output.decode(errors="replace").strip(), 500),
-            )
-            self.event(journal.Event.RELOAD_FAILED, "", error=error)
-            raise error
-
     def fail(self, error: CleatError) -> None:
         """Record that it could not even be tried to start."""
         if not self.is_active:
@@ -280,34 +211,6 @@ class Supervisor:
         self.listening.release()
         self.ports.leave()
 
-    # Sockets
-
-    def open_sockets(self) -> None:
-        """Have the definition's sockets listening. Raises DefinitionRejected."""
-        was_armed = self.listening.is_armed
-        self.listening.open(self.definition.container)
-        if was_armed:
-            self.listen()
-
-    def listen(self) -> None:
-        """Wait for the first connection to start it; where nothing starts on demand, start now."""
-        self.wanted = True
-        if not self.listening.on_demand:
-            self.begin()
-        elif not self.is_active:
-            self.status_text = f"listening on {self.listening.describe()}"
-            self.listening.arm(self._start_on_demand)
-            self._on_change(self)
-
-    def _start_on_demand(self) -> None:
-        if self.listening.trigger_limit_hit():
-            error = InvalidState("was started on demand too often, giving up", hint=f"cleat start {self.name}")
-            self.event(journal.Event.SOCKET_TRIGGER_LIMIT, f"{self.name} {error.what}")
-            self.fail(error)
-            return
-        self.event(journal.Event.SOCKET_TRIGGERED, f"{self.name} starts on demand")
-        self.on_demand(self)
-
     # The task
 
     async def _supervise(self, running: Running | None) -> None:
@@ -321,22 +224,7 @@ class Supervisor:
             if await self._is_stopped_within(delay):
                 return
             self.restarts += 1
-        self.listen_later(failed=not outcome.is_clean(self.definition.container.service))
-
-    def listen_later(self, *, failed: bool) -> None:
-        """Wait for connections again, when its task has ended: what starts on demand must find it at rest.
-
-        A connection that waits would start it again at once, so a failure is followed by the delay of a restart.
-        """
-        if self.wanted and self.listening.on_demand:
-            self._demand_failures = self._demand_failures + 1 if failed else 0
-            service = self.definition.container.service
-            delay = outcomes.restart_delay(service, self._demand_failures - 1) if failed else 0.0
-            asyncio.get_running_loop().call_later(delay, self._listen_again)
-
-    def _listen_again(self) -> None:
-        if self.wanted and not self.is_active:
-            self.listen()
+        self.demand.listen_later(failed=not outcome.is_clean(self.definition.container.service))
 
     async def _run_once(self, running: Running | None, *, adopted: bool) -> Outcome:
         """Launch (unless it runs already), follow to the end, tidy up."""
@@ -398,7 +286,7 @@ class Supervisor:
             self.status_text = ""
         self.change(State.STARTING, save=False)
         if not self.listening.is_open:
-            self.open_sockets()
+            self.demand.open_sockets()
         self.listening.make_blocking()
         if self.host.config.reserve_ports:
             self.ports.reserve(container)
@@ -556,13 +444,6 @@ class Supervisor:
         """Pass a message of the payload on to its cleat@NAME.service."""
         if self.running is not None:
             self.host.notify_as(self.running.conmon.pid, "\n".join(assignments))
-
-    def _need_running(self, verb: str) -> Running:
-        if self.running is None or self.state is State.STARTING:
-            raise InvalidState(
-                f"cannot {verb} it: it is {self.state}", container=self.name, hint=f"cleat start {self.name}"
-            )
-        return self.running
 
     def change(self, state: State, *, save: bool = True) -> None:
         self.state = state

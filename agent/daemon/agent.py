@@ -211,7 +211,7 @@ class Agent:
         if name in self._called_off:
             raise InvalidState("was stopped", container=name)
         if supervisor.listening.on_demand and not supervisor.is_active and name not in self._asked_for:
-            supervisor.listen()
+            supervisor.demand.listen()
         else:
             await supervisor.start()
 
@@ -239,7 +239,7 @@ class Agent:
             await supervisor.set_definition(definition, live=live)
         if not live and definition.container.autostart:
             try:
-                supervisor.open_sockets()
+                supervisor.demand.open_sockets()
             except CleatError as e:
                 supervisor.fail(e)
                 journal.send(journal.Event.SOCKET_FAILED, "", container=name, error=e)
@@ -256,17 +256,17 @@ class Agent:
         supervisor = self.supervisors.get(name)
         if supervisor is not None and supervisor.listening.on_demand and name not in self._asked_for:
             # Its first connection tries again.
-            supervisor.listen()
+            supervisor.demand.listen()
             return
         if supervisor is not None:
             supervisor.fail(error)
-            supervisor.listen_later(failed=True)
+            supervisor.demand.listen_later(failed=True)
         journal.send(journal.Event.DEPENDENCY_FAILED, "", container=name, error=error)
 
     def _create(self, definition: Definition) -> Supervisor:
         supervisor = Supervisor(self.host, definition, self._changed)
         supervisor.before_kill = self.before_kill
-        supervisor.on_demand = self._demanded
+        supervisor.demand.start = self._demanded
         self.supervisors[definition.name] = supervisor
         return supervisor
 
@@ -410,7 +410,7 @@ class Agent:
             if not record.is_at_rest:
                 supervisor.begin()
             elif supervisor.listening.on_demand:
-                supervisor.listen()
+                supervisor.demand.listen()
         return len(keep)
 
     async def _runtimes_of(self, found: Iterable[Record]) -> dict[str, Runtime]:
@@ -430,7 +430,7 @@ class Agent:
             return False
         supervisor = self._create(msgspec.structs.replace(definition, digest=record.digest))
         try:
-            supervisor.open_sockets()
+            supervisor.demand.open_sockets()
         except CleatError as e:
             journal.send(journal.Event.SOCKET_FAILED, "", container=record.name, error=e)
         return supervisor.adopt(record, runtime)

@@ -31,6 +31,7 @@ from collections import OrderedDict
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
+from agent.container import verbs
 from agent.container.supervisor import Supervisor
 from agent.daemon.agent import Agent
 from agent.daemon.handle_socket import Client, Verb
@@ -262,7 +263,7 @@ class Handles:
             self._consider(supervisor)
 
     async def reload(self, client: Client, name: str) -> None:
-        await self._agent.supervisor(name).reload()
+        await verbs.reload(self._agent.supervisor(name))
 
     # Following
 

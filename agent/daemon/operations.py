@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from agent.container import checkpoint as checkpoints
-from agent.container import figures, preview
+from agent.container import figures, preview, verbs
 from agent.container.attach import attach_point
 from agent.container.launch import Running
 from agent.container.supervisor import Supervisor
@@ -56,18 +56,18 @@ class Operations:
         await self.agent.restart(name)
 
     async def reload(self, caller: str, name: str) -> None:
-        await self.agent.supervisor(name).reload()
+        await verbs.reload(self.agent.supervisor(name))
 
     async def pause(self, caller: str, name: str) -> None:
-        await self.agent.supervisor(name).pause()
+        await verbs.pause(self.agent.supervisor(name))
 
     async def resume(self, caller: str, name: str) -> None:
-        await self.agent.supervisor(name).resume()
+        await verbs.resume(self.agent.supervisor(name))
 
     async def kill(self, caller: str, name: str, signum: int, everyone: bool) -> None:  # noqa: FBT001 a bus argument
         if signum not in signal.valid_signals():
             raise InvalidArgument(f"no signal has the number {signum}", container=name, hint="kill -l lists them")
-        self.agent.supervisor(name).kill(signum, everyone=everyone)
+        verbs.kill(self.agent.supervisor(name), signum, everyone=everyone)
 
     async def wait(self, caller: str, name: str) -> int:
         return await self.agent.present(name).wait()
