@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import os
 
-from agent import process
 from agent.container import rootless
 from agent.errors import CleatError
+from agent.spawn import tool
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ async def was_stopped(name: str, scope: str, since: float) -> bool:
     matches = _of_unit(scope) if rootless.is_rootless() else [*_of_unit(scope), "+", *_of_unit(handle)]
     argv = ["journalctl", "--quiet", "--boot", "--lines=1", "--output=cat", f"--since=@{since:.6f}", *matches]
     try:
-        result = await process.run(argv, timeout=_TIMEOUT)
+        result = await tool.run(argv, timeout=_TIMEOUT)
     except CleatError as e:
         logger.debug("%s: %s", name, e)
         return False
