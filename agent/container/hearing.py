@@ -42,10 +42,10 @@ class Hearing:
         return own_name("notify", self._run.running.id, self._owner.name)
 
     def open(self) -> None:
-        """Bind the socket, or take over a former agent's. Raises CleatError."""
+        """Bind the socket, or take over a former agent's. Nothing happens when it is open. Raises CleatError."""
         host, running = self._owner.host, self._run.running
         folder = launch.notify_folder(host, self._owner.definition.container, running.id)
-        if not folder:
+        if not folder or self._socket is not None:
             return
         self._socket = NotifySocket(
             folder,

@@ -82,7 +82,7 @@ class Run:
         else:
             self.post(Exited())
         try:
-            self._hearing.open()
+            self.listen()
             if adopted:
                 self._take_up()
             else:
@@ -107,6 +107,15 @@ class Run:
         if await unattended.was_stopped(owner.name, self.running.unit, owner.started_at):
             owner.wanted = False
             self._cause = Cause.STOPPED
+
+    def listen(self) -> None:
+        """Have the notify socket open, if it is not. Raises CleatError."""
+        self._hearing.open()
+
+    def abandon(self) -> None:
+        """Its program was not run."""
+        self._hearing.forget()
+        self.close()
 
     def close(self) -> None:
         """Stop listening and watching; the container is not touched."""

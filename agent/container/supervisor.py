@@ -232,11 +232,11 @@ class Supervisor:
             running = running or await self._launch()
             if running is None:
                 return Outcome(code=outcomes.UNKNOWN_EXIT_CODE, cause=Cause.STOPPED)
-            self.run = Run(self, running)
+            run = self.run = self.run or Run(self, running)
             if self._stop_wanted.is_set():
-                self.run.post(StopRequested(self._stop_timeout))
+                run.post(StopRequested(self._stop_timeout))
             try:
-                outcome = await self.run.follow(adopted=adopted)
+                outcome = await run.follow(adopted=adopted)
             finally:
                 self.run = None
         except Exception as e:
@@ -292,12 +292,23 @@ class Supervisor:
             self.ports.reserve(container)
         start = launch.Start(listen_fds=self.listening.fds, listen_fdnames=self.listening.names)
         async with self.host.launch_slots:
-            return await launch.launch(self.host, self.definition, start, self._saved_start)
+            try:
+                return await launch.launch(self.host, self.definition, start, self._saved_start)
+            except BaseException:
+                if self.run is not None:
+                    self.run.abandon()
+                    self.run = None
+                raise
 
     def _saved_start(self, running: Running) -> None:
-        """Called by the launch when there is something to lose. Raises OSError: what cannot be recorded is not run."""
+        """Called by the launch when there is something to lose. Raises OSError: what cannot be recorded is not run.
+
+        From here on the payload is listened to: it may have something to say before the runtime's `start` is back.
+        """
         self.running = running
         self.last_id = running.id
+        self.run = Run(self, running)
+        self.run.listen()
         records.write(self.host.paths.records, snapshot.record_of(self))
         self.before_program(running)
 

@@ -3,7 +3,8 @@
 """What cleat@NAME.service costs: CPU milliseconds per container, with its handle and without. handle.py [COUNT]
 
 Starts COUNT containers (100) on a private host, once with the template masked. Counted is what PID 1, the bus, the
-journal and the agent used, with all the children that they have waited for: busctl and the runtime among them.
+journal and the agent used, with all the children that they have waited for: the handle's shell and the runtime among
+them.
 """
 
 from __future__ import annotations

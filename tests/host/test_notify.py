@@ -210,3 +210,17 @@ def test_agent_that_cannot_begin_says_why(clean: Host) -> None:
         clean.run("rm -f /run/cleat; mv /run/cleat.aside /run/cleat")
         clean.run(["rm", drop_in])
         clean.run("systemctl daemon-reload; systemctl reset-failed cleat; systemctl start cleat")
+
+
+def test_the_first_thing_that_a_program_does_is_heard(clean: Host) -> None:
+    """The socket is there before the program: many at once, each with READY=1 as its first act."""
+    root = clean.rootfs("notify", "/usr/bin/systemd-notify")
+    script = "systemd-notify --ready || exit 9; exec sleep 1000"
+    text = f'rootfs = "{root}"\nautostart = false\ncommand = ["/bin/sh", "-c", "{script}"]\n'
+    keys = 'notify = "container"\nrestart = "no"\ntimeout_start_sec = "20s"\nkill_signal = "SIGKILL"\n'
+    clean.definition("early@", f"{text}[service]\n{keys}")
+    clean.reload()
+    names = [f"early@{i}" for i in range(40)]
+    clean.cleat("start", *names)
+    assert {row["state"] for row in clean.status()} == {"running"}
+    assert all(row["ready"] for row in clean.status())
