@@ -57,6 +57,14 @@ def test_a_login_and_an_authority(hub: SecureRegistry, image: str) -> None:
     hub.host.cleat("pull", "private")
 
 
+def test_roots_own_login_is_known(hub: SecureRegistry, image: str) -> None:
+    hub.trust(hub.authority)
+    hub.host.run(["skopeo", "login", "--username", USER, "--password-stdin", hub.address], stdin=PASSWORD)
+    define(hub.host, image)
+    hub.host.run(["skopeo", "logout", hub.address])
+    assert hub.host.status("private")["state"] == "running"
+
+
 def test_the_folder_of_certificates_is_the_definitions(hub: SecureRegistry, image: str) -> None:
     hub.host.write("/etc/cleat/certs/ca.crt", hub.authority)
     hub.host.write(AUTH_FILE, auth_file(USER, PASSWORD), 0o600)
