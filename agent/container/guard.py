@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from agent import cgroup
+from agent import cgroup, storage
 from agent.conmon import monitor
 from agent.container import launch
 from agent.container import record as records
@@ -134,6 +134,7 @@ async def clear_dead(host: Host) -> None:
         if record.conmon is None or not record.conmon.is_alive():
             with suppress(InvalidState):
                 await clear_locked(host, record.name, record.id)
+    await _clear_roots(host)
     known = {record.id for record in records.read_all(host.paths.records)}
     dead = [path.name for path in host.paths.bundles.iterdir() if path.name not in known and _is_dead(host, path)]
     if dead:
@@ -141,6 +142,18 @@ async def clear_dead(host: Host) -> None:
         runtimes = [(await host.runtime(folder.name))[0] for folder in used]
         for container_id in dead:
             await launch.clear(host, container_id, None, runtimes)
+
+
+async def _clear_roots(host: Host) -> None:
+    """What containers wrote to their roots before a reboot, which has taken their bundles."""
+    folder = host.paths.state / host.paths.overlays
+    try:
+        # Listed first: a bundle is there before its root is.
+        roots = list(folder.iterdir())
+    except FileNotFoundError:
+        return
+    left = [root for root in roots if not host.paths.bundle(root.name).exists()]
+    await storage.remove_tree(*left, spawner=host.files)
 
 
 async def clear_locked(host: Host, name: str, container_id: str) -> None:

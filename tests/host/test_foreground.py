@@ -152,6 +152,14 @@ def test_kill_9_leaves_nothing(alone: Host) -> None:
         assert alone.unit(f"killed-{whom}.service", "ActiveState")["ActiveState"] == "failed"
 
 
+def test_what_a_reboot_left_is_removed(alone: Host) -> None:
+    """Bundles go with /run; what was written to the root is on the disk."""
+    root = f"/var/lib/cleat/overlay-foreground/{'0' * 64}"
+    alone.run(["mkdir", "-p", f"{root}/upper/etc"])
+    alone.run(["cleat", "run", shell(alone, "short", "exit 0")])
+    assert not alone.exists(root)
+
+
 def test_one_of_a_name_at_a_time(alone: Host) -> None:
     path = shell(alone, "server", SERVER)
     service(alone, "mine", path)
