@@ -14,6 +14,7 @@ import fcntl
 import functools
 import gc
 import os
+import select
 import shlex
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -126,6 +127,13 @@ async def pidfd_ready(pidfd: int) -> None:
         await done
     finally:
         loop.remove_reader(pidfd)
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether the process of `pidfd` has ended (pidfd_open(2): it is readable then)."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
