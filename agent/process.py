@@ -9,6 +9,7 @@ import errno
 import functools
 import gc
 import os
+import select
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -97,6 +98,13 @@ async def pidfd_ready(pidfd: int) -> None:
         await done
     finally:
         loop.remove_reader(pidfd)
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether the process of `pidfd` has ended (pidfd_open(2): it is readable then)."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def resolve(future: asyncio.Future[None]) -> None:

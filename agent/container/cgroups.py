@@ -14,7 +14,7 @@ from agent.container.host import Host
 from agent.container.placement import SHARED_SCOPE, SHARED_SLICE, Placement
 from agent.definition.graph import predecessors
 from agent.definition.model import Container
-from agent.errors import ScopeFailed
+from agent.errors import CleatError, ScopeFailed
 from agent.process import pidfd_ready
 from agent.systemd.scopes import Property
 
@@ -94,6 +94,9 @@ async def take_charge(host: Host, container: Container, place: Placement) -> Non
 async def let_go(host: Host, place: Placement) -> None:
     """Before the runtime stops its scope itself: that is nobody's wish to stop the container."""
     if place.runtime_scope:
+        # A stop that ended the container is heard of first: systemd's signals and answers come in order.
+        with suppress(CleatError):
+            await host.scopes.is_shutting_down()
         await host.scopes.unwatch_stop(place.unit)
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import msgspec
 
+from agent import process
 from agent.container import launch, scope, snapshot
 from agent.container import outcome as outcomes
 from agent.container import record as records
@@ -124,6 +125,12 @@ class Supervisor:
         limit = self._stop_timeout if timeout_sec is None else timeout_sec
         self.request_stop(StopRequested(limit))
         await self.stopped()
+
+    @property
+    def is_ending(self) -> bool:
+        """It was to stop and has: what is left of its run is being removed, or will be at once."""
+        running = self.running
+        return not self.wanted and running is not None and running.pidfd >= 0 and process.has_ended(running.pidfd)
 
     async def stopped(self) -> None:
         """Wait until its task has ended, whatever the reason."""

@@ -30,6 +30,7 @@ from agent.reconcile.plan import Action, Actual, plan
 from agent.status import State, Status
 from agent.systemd import journal
 
+_FINISH_DEADLINE = 10.0
 logger = logging.getLogger(__name__)
 
 
@@ -465,6 +466,16 @@ class Agent:
         if folder.is_dir():
             left = [path for path in folder.iterdir() if path.name not in keep]
             await storage.remove_tree(*left, spawner=self.host.files)
+
+    async def finish_ends(self) -> None:
+        """Containers that have just been stopped get the time to be tidied up and told of: at the host's shutdown the
+        agent is next, and nobody would do it later.
+        """
+        ending = [asyncio.ensure_future(s.stopped()) for s in self.supervisors.values() if s.is_ending]
+        if ending:
+            _, late = await asyncio.wait(ending, timeout=_FINISH_DEADLINE)
+            for waiting in late:
+                waiting.cancel()
 
     async def leave(self) -> None:
         """Let go of everything; containers stay, but for those that shall end with the agent."""

@@ -113,6 +113,7 @@ class App:
             if self.watch is not None:
                 self.watch.start()
             await self._ended.wait()
+            await self.agent.finish_ends()
             # Told first: journald cannot name the unit of a process that has ended when it reads.
             journal.send(journal.Event.AGENT_STOPPING, "cleat stops, its containers run on")
             self.notify.stopping("leaving the containers as they are")
