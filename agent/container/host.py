@@ -154,8 +154,8 @@ class Host:
         return cached[1:] if cached is not None and _file_id(cached[0][0]) == cached[0] else None
 
     async def _probe_runtime(self, name: str) -> tuple[Runtime, Features]:
-        root = os.fspath(self.paths.runtime / "runtime" / Path(name).name)
-        runtime = Runtime.find(name, self.config.runtimes.get(name, ()), child.base_environment()["PATH"], root=root)
+        candidates = self.config.runtimes.get(name, ())
+        runtime = Runtime.find(name, candidates, child.base_environment()["PATH"], root=self._root_of(name))
         runtime = msgspec.structs.replace(runtime, spawner=self.spawner)
         features = await runtime.probe()
         file_id = _file_id(runtime.path)
@@ -165,6 +165,14 @@ class Host:
         for warning in features.warnings:
             journal.send(journal.Event.FEATURE_MISSING, warning)
         return runtime, features
+
+    def absent_runtime(self, name: str) -> Runtime:
+        """For a container that runs while its runtime is missing: looked for again by each command."""
+        path = next(iter(self.config.runtimes.get(name, ())), name)
+        return Runtime(name=Path(name).name, path=str(path), root=self._root_of(name), spawner=self.spawner)
+
+    def _root_of(self, runtime: str) -> str:
+        return os.fspath(self.paths.runtime / "runtime" / Path(runtime).name)
 
     def report_unwritable(self, name: str, error: OSError) -> None:
         """Say that a container's record cannot be stored, once until one is stored again; what runs goes on."""

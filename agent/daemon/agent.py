@@ -420,7 +420,9 @@ class Agent:
             try:
                 runtimes[name], _ = await self.host.runtime(name)
             except CleatError as e:
-                journal.send(journal.Event.FEATURE_MISSING, "containers of this runtime cannot be taken over", error=e)
+                # Perhaps its package is being upgraded. What runs needs it for little, and not now.
+                runtimes[name] = self.host.absent_runtime(name)
+                journal.send(journal.Event.FEATURE_MISSING, "what it runs is taken over all the same", error=e)
         return runtimes
 
     def _adopt_one(self, record: Record, runtime: Runtime | None) -> bool:

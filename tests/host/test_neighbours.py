@@ -76,6 +76,19 @@ def test_the_runtime_goes_while_a_container_runs(mended: Host) -> None:
     assert mended.status("web")["state"] == "running"
 
 
+def test_the_runtime_is_gone_when_the_agent_comes(mended: Host) -> None:
+    """As in the middle of an upgrade of its package."""
+    samples.run(mended, web=samples.definition())
+    before = samples.identity(mended, "web")
+    mended.run(["mv", CRUN, f"{CRUN}.kept"])
+    samples.agent_restarted(mended)
+    assert samples.identity(mended, "web") == before
+    mended.run(["mv", f"{CRUN}.kept", CRUN])
+    assert mended.cleat("exec", "web", "--", "echo", "here").stdout == "here\n"
+    mended.cleat("stop", "web")
+    assert mended.status("web")["exit_code"] == 0
+
+
 def test_the_bus_is_restarted(clean: Host) -> None:
     samples.run(clean, web=samples.definition(), other=samples.definition())
     before = {name: samples.identity(clean, name) for name in ("web", "other")}
