@@ -5,25 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
 
-from agent import cgroup, storage
-from agent.container import launch, scope
 from agent.container import record as records
+from agent.container import scope
 from agent.container.events import StopRequested
 from agent.container.host import Host
 from agent.container.launch import Running
-from agent.container.record import Record
 from agent.container.supervisor import Supervisor
 from agent.definition.check import check
 from agent.definition.graph import predecessors
-from agent.definition.load import Loader, from_raw
+from agent.definition.load import Loader
 from agent.definition.model import Container, Definition, Diagnostic, Loaded
 from agent.errors import CleatError, DefinitionRejected, InvalidState, NoSuchContainer
-from agent.oci.runtime import Runtime
 from agent.reconcile import apply as applying
 from agent.reconcile import related
 from agent.reconcile.plan import Action, Actual, plan
@@ -132,7 +129,7 @@ class Agent:
         if "@" in name:
             one = self.loader.load_one(name)
             if name in one.definitions:
-                return self._create(one.definitions[name])
+                return self.create(one.definitions[name])
             self._raise_rejected(name, one.diagnostics)
         self._raise_rejected(name, self.loaded.diagnostics)
         raise NoSuchContainer(
@@ -234,7 +231,7 @@ class Agent:
         definition = self.loaded.definitions[name]
         supervisor = self.supervisors.get(name)
         if supervisor is None:
-            supervisor = self._create(definition)
+            supervisor = self.create(definition)
             self._changed(supervisor)
         else:
             await supervisor.set_definition(definition, live=live)
@@ -264,7 +261,8 @@ class Agent:
             supervisor.demand.listen_later(failed=True)
         journal.send(journal.Event.DEPENDENCY_FAILED, "", container=name, error=error)
 
-    def _create(self, definition: Definition) -> Supervisor:
+    def create(self, definition: Definition) -> Supervisor:
+        """A supervisor for a definition, at rest."""
         supervisor = Supervisor(self.host, definition, self._changed)
         supervisor.before_kill = self.before_kill
         supervisor.demand.start = self._demanded
@@ -397,77 +395,12 @@ class Agent:
 
     # Coming and going of the agent
 
-    async def adopt(self) -> int:
-        """Take over what a former agent left; returns how many containers run on. Leftovers of half-made starts go."""
-        found = records.read_all(self.host.paths.records)
-        runtimes = await self._runtimes_of(found)
-        keep = {record.id for record in found if self._adopt_one(record, runtimes.get(record.runtime))}
-        await self._clear_leftovers({record.id: record for record in found}, keep)
-        await self.watch_stops()
-        for record in found:
-            supervisor = self.supervisors.get(record.name)
-            if supervisor is None or not supervisor.wanted or supervisor.is_active:
-                continue
-            if not record.is_at_rest:
-                supervisor.begin()
-            elif supervisor.listening.on_demand:
-                supervisor.demand.listen()
-        return len(keep)
-
-    async def _runtimes_of(self, found: Iterable[Record]) -> dict[str, Runtime]:
-        runtimes: dict[str, Runtime] = {}
-        for name in {record.runtime for record in found if record.runtime}:
-            try:
-                runtimes[name], _ = await self.host.runtime(name)
-            except CleatError as e:
-                # Perhaps its package is being upgraded. What runs needs it for little, and not now.
-                runtimes[name] = self.host.absent_runtime(name)
-                journal.send(journal.Event.FEATURE_MISSING, "what it runs is taken over all the same", error=e)
-        return runtimes
-
-    def _adopt_one(self, record: Record, runtime: Runtime | None) -> bool:
-        try:
-            definition = from_raw(record.raw, record.name, record.source)
-        except CleatError as e:
-            journal.send(journal.Event.UNCLEAN_LEFTOVER, "its record cannot be read", container=record.name, error=e)
-            return False
-        supervisor = self._create(msgspec.structs.replace(definition, digest=record.digest))
-        try:
-            supervisor.demand.open_sockets()
-        except CleatError as e:
-            journal.send(journal.Event.SOCKET_FAILED, "", container=record.name, error=e)
-        return supervisor.adopt(record, runtime)
-
     async def watch_stops(self) -> None:
         """Hear of stop jobs for scopes whose Controller was a former connection."""
         async with asyncio.TaskGroup() as group:
             for supervisor in self.supervisors.values():
                 if supervisor.running is not None:
                     group.create_task(self.host.scopes.watch_stop(supervisor.unit))
-
-    async def _clear_leftovers(self, by_id: Mapping[str, Record], keep: set[str]) -> None:
-        """Scopes and bundles without a supervisor: end what runs in them, then remove them."""
-        adopted = {unit for s in self.supervisors.values() if s.running is not None for unit in s.running.place.units}
-        for unit in await self.host.scopes.list(["cleat-*.scope"]):
-            if unit.name not in adopted:
-                cgroup.kill(await self.host.scopes.control_group(unit.name))
-        try:
-            present = {path.name for path in self.host.paths.bundles.iterdir()}
-        except FileNotFoundError:
-            return
-        for container_id in sorted(present - keep):
-            record = by_id.get(container_id)
-            try:
-                await launch.clear(self.host, container_id, record, self.host.known_runtimes)
-            except CleatError as e:
-                journal.send(journal.Event.UNCLEAN_LEFTOVER, "", container=record.name if record else "", error=e)
-        await self._clear_overlays(keep)
-
-    async def _clear_overlays(self, keep: set[str]) -> None:
-        folder = self.host.paths.state / self.host.paths.overlays
-        if folder.is_dir():
-            left = [path for path in folder.iterdir() if path.name not in keep]
-            await storage.remove_tree(*left, spawner=self.host.files)
 
     async def finish_ends(self) -> None:
         """Containers that have just been stopped get the time to be tidied up and told of: at the host's shutdown the

@@ -16,6 +16,7 @@ from agent import paths as all_paths
 from agent.container.host import Host
 from agent.container.scope import CONTAINERS_TARGET
 from agent.container.supervisor import Supervisor
+from agent.daemon.adoption import adopt
 from agent.daemon.agent import Agent
 from agent.daemon.api import Api
 from agent.daemon.handle_socket import HandleSocket
@@ -90,7 +91,7 @@ class App:
             await self.bus.connect()
             await self.scopes.subscribe()
             self.host.cgroup_root = await self.scopes.manager_cgroup()
-            adopted = await self.agent.adopt()
+            adopted = await adopt(self.agent)
         self.operations.sessions.adopt(self.agent.supervisors.values())
         if os.geteuid() == 0:
             await self.handle_socket.start()
