@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -83,6 +84,16 @@ def test_the_child_has_exactly_its_table() -> None:
     assert {b"0", b"1", b"2", b"3"} <= fds
     for fd in (read_end, write_end, out_read):
         os.close(fd)
+
+
+def test_a_pidfd_says_whether_its_process_has_ended() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        pidfd = os.pidfd_open(child.pid)
+        assert not process.has_ended(pidfd)
+        child.kill()
+        asyncio.run(process.pidfd_ready(pidfd))
+        assert process.has_ended(pidfd)
+    os.close(pidfd)
 
 
 def test_a_process_is_told_from_a_later_one() -> None:
