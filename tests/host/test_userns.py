@@ -20,11 +20,12 @@ RANGES = "containers:200000:262144\n"
 def shifted(clean: Host) -> Iterator[Host]:
     registry.forget(clean)
     for file in ("/etc/subuid", "/etc/subgid"):
+        clean.run(["cp", "-a", file, f"{file}.kept"])
         clean.write(file, RANGES)
     yield clean
     clean.run("rm -f /etc/cleat/containers/*.toml; cleat reload-agent", check=False)
     registry.forget(clean)
-    clean.run("rm -f /etc/subuid /etc/subgid")
+    clean.run("mv /etc/subuid.kept /etc/subuid; mv /etc/subgid.kept /etc/subgid")
 
 
 def auto(source: str, *more: str) -> str:
