@@ -93,7 +93,7 @@ async def pidfd_ready(pidfd: int) -> None:
     """Wait until the process of `pidfd` has ended. Takes no ownership; the caller sets the deadline."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
-    loop.add_reader(pidfd, resolve, done)
+    loop.add_reader(pidfd, _resolve, done)
     try:
         await done
     finally:
@@ -107,8 +107,18 @@ def has_ended(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def resolve(future: asyncio.Future[None]) -> None:
-    """The callback of a reader or writer that somebody waits for."""
+async def writable(fd: int) -> None:
+    """Wait until something can be written to a pipe or socket; the caller sets the deadline."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    loop.add_writer(fd, _resolve, done)
+    try:
+        await done
+    finally:
+        loop.remove_writer(fd)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 

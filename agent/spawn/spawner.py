@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.errors import CleatError
-from agent.process import Process, resolve
+from agent.process import Process, writable
 from agent.spawn import wire
 from agent.spawn.child import bounding_set
 from agent.spawn.request import Request, carry_out
@@ -147,18 +147,9 @@ class Remote:
             try:
                 wire.send(sock, data, fds)
             except BlockingIOError:
-                await self._writable(sock)
+                await writable(sock.fileno())
             else:
                 return
-
-    async def _writable(self, sock: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        ready = loop.create_future()
-        loop.add_writer(sock, resolve, ready)
-        try:
-            await ready
-        finally:
-            loop.remove_writer(sock)
 
     def _heard(self) -> None:
         assert self._socket is not None
@@ -176,7 +167,7 @@ class Remote:
                 assert self._hello is not None
                 self._hello.set_result(mask)
             case wire.Started(number, pid):
-                self._started(number, pid, fds[0])
+                self._started(number, pid, fds)
             case wire.Failed() as failed:
                 _, answer = self._asked.pop(failed.id)
                 if not answer.done():
@@ -190,11 +181,15 @@ class Remote:
                 if not told.done():
                     told.set_result(sent)
 
-    def _started(self, number: int, pid: int, pidfd: int) -> None:
+    def _started(self, number: int, pid: int, fds: Sequence[int]) -> None:
         request, answer = self._asked.pop(number)
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._running[number] = ended
-        answer.set_result(Process(pid, request.argv, pidfd=pidfd, ended=ended))
+        if fds:
+            answer.set_result(Process(pid, request.argv, pidfd=fds[0], ended=ended))
+        else:
+            why = "there is no room for another file descriptor"
+            answer.set_exception(CleatError(f"cannot watch {request.argv[0]}", why=why, hint="LimitNOFILE="))
 
     def _lost(self) -> None:
         """Everything that it had started and that still belonged to it ends too."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from agent.errors import DeadlineExceeded
-from agent.process import Process, resolve
+from agent.process import Process, writable
 from agent.spawn.child import base_environment, null_fd
 from agent.spawn.request import Request
 from agent.spawn.spawner import HERE, Spawner
@@ -86,19 +86,13 @@ class _Capture:
 
 
 async def _feed(fd: int, data: bytes) -> None:
-    loop = asyncio.get_running_loop()
     view = memoryview(data)
     os.set_blocking(fd, False)
     while view:
         try:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
-            writable = loop.create_future()
-            loop.add_writer(fd, resolve, writable)
-            try:
-                await writable
-            finally:
-                loop.remove_writer(fd)
+            await writable(fd)
         except BrokenPipeError:
             return
 
