@@ -108,7 +108,7 @@ def test_the_audit_sees_too_much(clean: Host) -> None:
     pidfile = clean.read(f"{folder}/pidfile")
     with clean.start(["sh", "-c", "exec 7</etc/hostname; exec env INVOCATION_ID=1 sleep 60"]) as process:
         assert process.stdout is not None
-        pid = clean.run("until pgrep -x -n sleep; do :; done | tail -n 1").stdout.strip()
+        pid = clean.run('until pgrep -f -x -n "sleep 60"; do :; done | tail -n 1').stdout.strip()
         clean.write(f"{folder}/pidfile", pid)
         found = "\n".join(audit(clean))
         clean.write(f"{folder}/pidfile", pidfile)
