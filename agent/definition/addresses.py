@@ -113,7 +113,7 @@ def _vsock(text: str, cid: str, port: str) -> ListenAddress:
 
 
 def _port(text: str, port: str) -> int:
-    if len(port) > 5 or not 1 <= int(port) <= 65535:
+    if not 1 <= len(port) <= 5 or not 1 <= int(port) <= 65535:
         raise InvalidValue(f"{shown(text)}: {shown(port)} is not a port", "ports are 1 to 65535")
     return int(port)
 

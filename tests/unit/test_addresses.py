@@ -91,7 +91,20 @@ def test_publish(text: str, mapping: PortMapping) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "80/icmp", "0:80", "80:70000", "1-5:80", "9-5:9-5", "1.2.3.4.5:80:80", "::1:80:80", "80:80:80", "80/"],
+    [
+        "",
+        "a",
+        "80/icmp",
+        "0:80",
+        "80:70000",
+        "1-5:80",
+        "9-5:9-5",
+        "1.2.3.4.5:80:80",
+        "::1:80:80",
+        "80:80:80",
+        "80/",
+        "-0:1",
+    ],
 )
 def test_no_publish(text: str) -> None:
     with pytest.raises(InvalidValue):
