@@ -63,7 +63,9 @@ def test_what_ended_meanwhile_is_told_and_acted_upon(clean: Host) -> None:
     clean.run(["systemctl", "start", "cleat.service"])
     for name, code in (("once", "32"), ("again", "32"), ("killed", "137")):
         assert clean.wait_event(name, "exited")["EXIT_CODE"] == code
-    clean.wait_event("again", "ready")
+    clean.wait_journal(
+        "CLEAT_CONTAINER=again", "CLEAT_EVENT=ready", where=lambda e: e["CONTAINER_ID_FULL"] != ids["again"]
+    )
     assert samples.states(clean) == {"once": "failed", "again": "running", "killed": "failed"}
     assert clean.status("once")["exit_code"] == 32
     assert clean.status("again")["restarts"] == 1
