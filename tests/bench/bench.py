@@ -157,7 +157,7 @@ def _against(ours: str, our_ms: float, theirs: str, their_ms: float) -> str:
 
 def _steps(result: dict[str, Any]) -> Iterator[str]:
     steps = result["steps"]
-    total = sum(steps.values())
+    total = sum(steps.values()) or 1.0
     yield ""
     yield "where one start goes (alone, under strace, which adds to everything)"
     for step, spent in steps.items():

@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tests.bench import contestants as by
@@ -32,8 +33,6 @@ from tests.bench.measure import (
 
 TRACE = "/run/bench.trace"
 SERVER_ROOT = "/srv/bench-server"
-PLAIN = "[Service]\nExecStart=\nExecStart="
-AGENT_DROP_IN = "/run/systemd/system/cleat.service.d/bench.conf"
 
 
 def start(who: str, count: int) -> Figures:
@@ -198,28 +197,34 @@ STEPS: tuple[tuple[str, str], ...] = (
 
 def steps(times: int) -> Figures:
     """Times between steps of a start, one container at a time, under strace: the shares count, not the sums."""
-    program = unit_property("cleat.service", "ExecStart").split("path=", 1)[1].split(" ;")[0]
-    trace = (
-        f"/usr/bin/strace -D -f --seccomp-bpf -ttt -s 4096 -e trace=execve,sendmsg,sendto,write -o {TRACE} {program}"
-    )
-    write(AGENT_DROP_IN, f"{PLAIN}{trace}\nWatchdogSec=0\n")
-    run("systemctl", "daemon-reload")
-    run("systemctl", "restart", "cleat.service")
     found: dict[str, list[float]] = {}
-    for i in range(times + 1):
-        name = f"bench{i}"
-        by.cleat_definitions([name])
-        quiet()
-        began = time.time()
-        by.cleat_reload(i + 1)
-        if i:
-            for step, spent in _steps_of(name, began).items():
-                found.setdefault(step, []).append(spent)
-    shutil.rmtree(os.path.dirname(AGENT_DROP_IN))
-    run("systemctl", "daemon-reload")
-    run("systemctl", "restart", "cleat.service")
+    with _traced(unit_property("cleat.service", "MainPID"), unit_property("cleat-executor.service", "MainPID")):
+        for i in range(times + 1):
+            name = f"bench{i}"
+            by.cleat_definitions([name])
+            quiet()
+            began = time.time()
+            by.cleat_reload(i + 1)
+            if i:
+                for step, spent in _steps_of(name, began).items():
+                    found.setdefault(step, []).append(spent)
     by.cleat_clear()
     return {step: median(spent) for step, spent in found.items()}
+
+
+@contextmanager
+def _traced(*pids: str) -> Iterator[None]:
+    """What these and their children say and execute, into TRACE."""
+    calls = "trace=execve,sendmsg,sendto,write"
+    argv = ["strace", "-f", "-qq", "-ttt", "-s", "4096", "-e", calls, "-o", TRACE]
+    tracer = subprocess.Popen([*argv, *(word for pid in pids for word in ("-p", pid))])
+    try:
+        while tracer.poll() is None and any("TracerPid:\t0\n" in read(f"/proc/{pid}/status") for pid in pids):
+            time.sleep(0.01)
+        yield
+    finally:
+        tracer.terminate()
+        tracer.wait(timeout=30)
 
 
 def _steps_of(name: str, began: float) -> Figures:
