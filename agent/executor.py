@@ -12,7 +12,6 @@ import gc
 import os
 import select
 import socket
-import struct
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,8 +20,9 @@ import msgspec
 
 from agent.errors import CleatError
 from agent.spawn import request, wire
-from agent.spawn.child import bounding_set
+from agent.spawn.child import bounding_set, reap
 from agent.systemd.notify_as import send_as
+from agent.systemd.peer import peer_of
 
 _LISTEN_FD = 3
 
@@ -96,9 +96,7 @@ class Executor:
         self._answer(wire.Started(message.id, pid), [pidfd])
 
     def _ended(self, pidfd: int) -> None:
-        info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-        assert info is not None
-        code = info.si_status if info.si_code == os.CLD_EXITED else 128 + info.si_status
+        code = reap(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         self._answer(wire.Ended(self._children.pop(pidfd), code))
@@ -114,11 +112,6 @@ def _close(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
-def _peer_uid(connection: socket.socket) -> int:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])
-
-
 def main() -> int:
     """Exit status 0 when the agent has gone, 1 where this was not started by cleat-executor.socket."""
     os.umask(0o022)
@@ -131,7 +124,7 @@ def main() -> int:
     connection, _ = listener.accept()
     # Not held on: the next agent's connection starts the next executor.
     listener.close()
-    if _peer_uid(connection) != os.geteuid():
+    if peer_of(connection).uid != os.geteuid():
         sys.stderr.write("<4>refused a client that is not the agent\n")
         return 1
     Executor(connection).serve()

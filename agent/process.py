@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import CleatError
+from agent.spawn import child
 
 _UNKNOWN_CODE = 255
 
@@ -176,9 +177,7 @@ class Process:
     def _collect(self) -> None:
         if self._code is not None:
             return
-        info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-        assert info is not None
-        self._code = info.si_status if info.si_code == os.CLD_EXITED else 128 + info.si_status
+        self._code = child.reap(self.pidfd)
         self._close()
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from agent.errors import CleatError, DefinitionRejected, Unsupported
 from agent.oci import capabilities, devices, idmap, seccomp, spec, users
 from agent.oci import host as oci_host
 from agent.oci.idmap import Mappings
-from agent.oci.inputs import Device, Identity, IdMapping, SpecInputs
+from agent.oci.inputs import Device, Identity, SpecInputs
 from agent.oci.labels import Labels
 from agent.spawn.request import Mount, Overlay, Shifted
-from agent.spawn.userns import Ranges
 
 _CONFIG_MAX = 4 << 20
 _CREDENTIALS = "credentials"
@@ -313,17 +311,15 @@ def _root_mounts(bundle: Bundle, shifted: Mappings | None) -> list[Mount]:
     if shifted is not None:
         target = os.fspath(bundle.path / "lower") if bundle.overlay is not None else bundle.root
         os.mkdir(target, 0o700)
-        found.append(Shifted(source=lower, target=target, uids=_ranges(shifted.uids), gids=_ranges(shifted.gids)))
+        found.append(
+            Shifted(source=lower, target=target, uids=idmap.as_ranges(shifted.uids), gids=idmap.as_ranges(shifted.gids))
+        )
         lower = target
     if bundle.overlay is not None:
         os.mkdir(bundle.root, 0o755)
         label = bundle.spec.get("linux", {}).get("mountLabel", "")
         found.append(Overlay(lower=lower, folder=os.fspath(bundle.overlay), target=bundle.root, label=label))
     return found
-
-
-def _ranges(mappings: Iterable[IdMapping]) -> Ranges:
-    return tuple((m.container_id, m.host_id, m.size) for m in mappings)
 
 
 def _secrets(bundle: Bundle, secrets: Secrets) -> Mount:

@@ -12,7 +12,6 @@ import functools
 import os
 import pwd
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -21,11 +20,10 @@ from agent.definition.model import Container
 from agent.errors import Unsupported
 from agent.oci import idmap
 from agent.oci.idmap import Mappings
-from agent.oci.inputs import Identity, IdMapping
+from agent.oci.inputs import Identity
 from agent.spawn import child
 from agent.spawn.mapped import Mapped
 from agent.spawn.spawner import HERE, Spawner
-from agent.spawn.userns import Ranges
 
 
 def is_rootless() -> bool:
@@ -58,11 +56,7 @@ def for_files() -> Spawner:
     if not is_rootless():
         return HERE
     found = mappings()
-    return Mapped(_ranges(found.uids), _ranges(found.gids))
-
-
-def _ranges(mappings: Iterable[IdMapping]) -> Ranges:
-    return tuple((m.container_id, m.host_id, m.size) for m in mappings)
+    return Mapped(idmap.as_ranges(found.uids), idmap.as_ranges(found.gids))
 
 
 def wants_copy(container: Container) -> bool:

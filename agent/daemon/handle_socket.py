@@ -12,13 +12,13 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from agent.errors import CleatError
 from agent.systemd import journal
+from agent.systemd.peer import peer_of
 from agent.systemd.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,6 @@ _LINE_MAX = 1024
 _FAILED = 199
 """Exit status of a command that fails; the unit is not restarted after it (RestartPreventExitStatus=)."""
 _BACKLOG = 4096
-_UCRED = struct.Struct("=iII")
 
 
 class Client:
@@ -80,7 +79,7 @@ class HandleSocket:
         return self._new
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        client = Client(_peer_pid(writer))
+        client = Client(peer_of(writer.get_extra_info("socket")).pid)
         try:
             async with asyncio.timeout(_REQUEST_SEC):
                 line = await reader.readline()
@@ -118,9 +117,3 @@ async def _see_gone(reader: asyncio.StreamReader, client: Client) -> None:
     except OSError as e:
         logger.debug("handle: %s", e)
     client.gone.set()
-
-
-def _peer_pid(writer: asyncio.StreamWriter) -> int:
-    sock = writer.get_extra_info("socket")
-    pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return int(pid)

@@ -200,7 +200,7 @@ class Images:
             return found
         manifest = self._store.manifest(held.digest)
         tell(f"unpacking {wanted}")
-        await unpack.unpack(self._store, wanted, manifest, self._spawner)
+        await unpack.unpack(self._store, wanted, manifest, self._spawner, self._files)
         return self._found(wanted, manifest)
 
     async def _copy(self, wanted: Reference, pull: Pull, remote: str, tell: Progress, name: str) -> Image:
@@ -221,13 +221,13 @@ class Images:
     async def _copy_and_unpack(self, wanted: Reference, pull: Pull, tell: Progress) -> Manifest:
         manifest = await self._copy_once(wanted, pull, tell)
         try:
-            await unpack.unpack(self._store, wanted, manifest, self._spawner)
+            await unpack.unpack(self._store, wanted, manifest, self._spawner, self._files)
         except PullFailed:
             if self._store.is_complete(manifest):
                 raise
             # A layer that was here before turned out to be damaged, and was dropped: this time it comes whole.
             manifest = await self._copy_once(wanted, pull, tell)
-            await unpack.unpack(self._store, wanted, manifest, self._spawner)
+            await unpack.unpack(self._store, wanted, manifest, self._spawner, self._files)
         return manifest
 
     async def _copy_once(self, wanted: Reference, pull: Pull, tell: Progress) -> Manifest:

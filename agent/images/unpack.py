@@ -28,7 +28,7 @@ _ID_HINT = (
 _DAMAGED = ("digest", "verif", "unexpected eof", "gzip", "corrupt", "invalid checksum")
 
 
-async def unpack(store: Store, reference: Reference, manifest: Manifest, spawner: Spawner) -> None:
+async def unpack(store: Store, reference: Reference, manifest: Manifest, spawner: Spawner, files: Spawner) -> None:
     """Unpack into trees/ unless it is there. The work folder is removed whatever happens. Raises PullFailed."""
     if store.unpacked(str(reference), manifest.digest) is not None:
         return
@@ -42,7 +42,7 @@ async def unpack(store: Store, reference: Reference, manifest: Manifest, spawner
         await _sync(made)
         store.adopt_tree(made, manifest.digest)
     finally:
-        await remove(work, spawner=spawner if isinstance(spawner, Mapped) else HERE)
+        await remove(work, spawner=files)
 
 
 async def _layout(store: Store, reference: Reference, manifest: Manifest, work: Path) -> Path:

@@ -9,6 +9,7 @@ import msgspec
 
 from agent.errors import InvalidArgument, Unsupported
 from agent.oci.inputs import IdMapping
+from agent.spawn.userns import Ranges
 
 # Whose ranges in /etc/subuid and /etc/subgid `auto` uses: podman-run(1), --userns=auto.
 AUTO_USER = "containers"
@@ -140,3 +141,8 @@ def _stacked(ranges: Iterable[tuple[int, int]]) -> Iterable[IdMapping]:
     for first, count in ranges:
         yield IdMapping(start, first, count)
         start += count
+
+
+def as_ranges(mappings: Iterable[IdMapping]) -> Ranges:
+    """As user namespaces are asked for."""
+    return tuple((m.container_id, m.host_id, m.size) for m in mappings)

@@ -72,6 +72,13 @@ def start(argv: Sequence[str], *, env: Mapping[str, str], fds: Sequence[int], ne
             os.close(fd)
 
 
+def reap(pidfd: int) -> int:
+    """The exit code of a child that has ended, 128+n when signal n ended it (waitid(2))."""
+    info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    assert info is not None
+    return info.si_status if info.si_code == os.CLD_EXITED else 128 + info.si_status
+
+
 def _why(argv: Sequence[str], e: OSError) -> CleatError:
     command = argv[0]
     if isinstance(e, FileNotFoundError):

@@ -48,7 +48,7 @@ def _check(result: int, what: str, hint: str = "") -> None:
 
 @functools.cache
 def hold_host_mounts() -> int:
-    """The mount namespace that this agent belongs to, held to come back to."""
+    """The mount namespace that this process belongs to, held to come back to."""
     return os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -60,7 +60,7 @@ def private_mounts() -> Iterator[None]:
     the host can still unmount its disks. Raises RuntimeFailed.
     """
     libc, home = _libc(), hold_host_mounts()
-    _check(libc.unshare(_CLONE_NEWNS), "cannot make a mount namespace", "the agent needs CAP_SYS_ADMIN")
+    _check(libc.unshare(_CLONE_NEWNS), "cannot make a mount namespace", "it needs CAP_SYS_ADMIN")
     try:
         _check(
             libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None),
@@ -69,7 +69,7 @@ def private_mounts() -> Iterator[None]:
         yield
     finally:
         if libc.setns(home, _CLONE_NEWNS) != 0:
-            # Nothing can be done right from a foreign namespace; systemd restarts the agent, containers stay.
+            # Nothing can be done right from a foreign namespace; systemd starts another executor, containers stay.
             raise SystemExit(f"cannot return to the host's mount namespace: {os.strerror(ctypes.get_errno())}")
 
 

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from agent.errors import CleatError
 from agent.process import Process, writable
@@ -198,17 +198,15 @@ class Remote:
         self._socket.close()
         self._socket = None
         if self._hello is not None and not self._hello.done():
-            self._hello.set_exception(CleatError("the executor ended", hint=_HINT))
-            self._hello.exception()
+            _fail(self._hello, CleatError("the executor ended", hint=_HINT))
         asked, self._asked = self._asked, {}
         for request, answer in asked.values():
             if not answer.done():
-                answer.set_exception(_gone(request))
+                _fail(answer, _gone(request))
         running, self._running = self._running, {}
         for ended in running.values():
             if not ended.done():
-                ended.set_exception(CleatError("the executor ended, and nobody knows how this did"))
-                ended.exception()
+                _fail(ended, CleatError("the executor ended, and nobody knows how this did"))
         unheard, self._told = self._told, {}
         for told in unheard.values():
             if not told.done():
@@ -217,6 +215,12 @@ class Remote:
     def close(self) -> None:
         if self._socket is not None:
             self._lost()
+
+
+def _fail(future: asyncio.Future[Any], error: CleatError) -> None:
+    """Without a complaint from the loop where nobody waits any more."""
+    future.set_exception(error)
+    future.exception()
 
 
 def _end_unwanted(answer: asyncio.Future[Process]) -> None:
