@@ -70,6 +70,7 @@ class Monitor:
         env: Mapping[str, str],
         *,
         cover: str = "",
+        runtime: str = "",
         mounts: tuple[Mount, ...] = (),
         listen_fds: Sequence[int] = (),
         stdio: tuple[int, int] | None = None,
@@ -78,9 +79,9 @@ class Monitor:
     ) -> Monitor:
         """Start conmon; it waits until release(). fds: 0-2, the sockets passed on, sync, start and maybe attach pipe.
 
-        With `cover` it is in a mount namespace with `mounts` in it (spawn.request.Request). With `stdio` (the
-        passthrough log driver) stdout and stderr are the container's own, and `stdin` may be; else what conmon says
-        before it has a log is kept for early_words(). Raises CleatError, OSError.
+        With `cover` it is in a mount namespace with `mounts` in it and `runtime` read-only (spawn.request.Request).
+        With `stdio` (the passthrough log driver) stdout and stderr are the container's own, and `stdin` may be; else
+        what conmon says before it has a log is kept for early_words(). Raises CleatError, OSError.
         """
         sync, start = _Pair(), _Pair()
         pairs = [sync, start]
@@ -94,7 +95,7 @@ class Monitor:
         places = iter(range(len(given)))
         fds = tuple(OWN_NULL if fd == OWN_NULL else next(places) for fd in table)
         try:
-            request = Request(argv=tuple(argv), env=env, fds=fds, cover=cover, mounts=mounts)
+            request = Request(argv=tuple(argv), env=env, fds=fds, cover=cover, mounts=mounts, unwritable=runtime)
             process = await spawner.spawn(request, given)
         except BaseException:
             for pair in pairs:

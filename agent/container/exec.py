@@ -79,6 +79,7 @@ class Execution:
             argv,
             env,
             cover=confinement.cover_of(self.folder.path),
+            runtime=self._running.runtime.path,
             stdio=None if attach else (output, output),
             attach=attach,
         )

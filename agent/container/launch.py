@@ -180,7 +180,7 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
                     ),
                 )
                 undo.push_async_callback(cgroups.remove, place)
-                watcher = await _spawn(host, bundle, argv, start.listen_fds, container)
+                watcher = await _spawn(host, bundle, argv, runtime, start.listen_fds, container)
                 undo.callback(watcher.close)
                 undo.push_async_callback(watcher.process.reap)
                 await cgroups.enter(host, container, place, watcher.process.pid, bundle.stop_signal)
@@ -251,7 +251,12 @@ def notify_folder(host: Host, container: Container, container_id: str) -> str:
 
 
 async def _spawn(
-    host: Host, bundle: Bundle, argv: Sequence[str], listen_fds: Sequence[int], container: Container
+    host: Host,
+    bundle: Bundle,
+    argv: Sequence[str],
+    runtime: Runtime,
+    listen_fds: Sequence[int],
+    container: Container,
 ) -> Monitor:
     """Spawn conmon, inside a mount namespace with its own /dev/null and, where it has one, the container's overlay."""
     env = command.environment(host.conmon_environment, preserved=len(listen_fds))
@@ -262,6 +267,7 @@ async def _spawn(
             argv,
             env,
             cover=confinement.cover_of(bundle.path),
+            runtime=runtime.path,
             mounts=bundles.mounts_of(bundle),
             listen_fds=listen_fds,
             stdio=stdio,

@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 
 from agent import paths as all_paths
+from agent import storage
 from agent.container.host import Host
 from agent.container.scope import CONTAINERS_TARGET
 from agent.container.supervisor import Supervisor
@@ -146,6 +147,7 @@ class App:
                 raise CleatError(
                     f"cannot create {folder}", why=e.strerror or "", hint="see cleat.service(8), FILES"
                 ) from e
+        storage.scatter(self.paths.state / "overlay")
         with suppress(OSError):
             os.chdir(self.paths.runtime)
 

@@ -222,7 +222,14 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
         timeout: float = 10.0,  # noqa: ASYNC109
         is_terse: bool = False,
     ) -> tool.Result:
-        return await tool.run(argv, env=self.environment(), timeout=timeout, is_terse=is_terse, spawner=self.spawner)
+        return await tool.run(
+            argv,
+            env=self.environment(),
+            timeout=timeout,
+            is_terse=is_terse,
+            is_unwritable=True,
+            spawner=self.spawner,
+        )
 
     async def _run(
         self,

@@ -26,8 +26,8 @@ _RESET_SIGNALS = (
 
 
 def base_environment() -> dict[str, str]:
-    """The environment of every tool: a fixed PATH and a UTF-8 locale, nothing inherited."""
-    return {"PATH": _DEFAULT_PATH, "LANG": "C.UTF-8"}
+    """The environment of every tool: a fixed PATH and UTF-8, nothing inherited."""
+    return {"PATH": _DEFAULT_PATH, "LC_CTYPE": "C.UTF-8"}
 
 
 def bounding_set() -> int:
@@ -45,11 +45,13 @@ def null_fd() -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) if fd < 10 else fd
 
 
-def start(argv: Sequence[str], *, env: Mapping[str, str], fds: Sequence[int], new_group: bool = True) -> int:
+def start(
+    argv: Sequence[str], *, env: Mapping[str, str], fds: Sequence[int], new_group: bool = True, program: int = -1
+) -> int:
     """Start `argv` (absolute path first, or looked up in env's PATH) with child fd i being our `fds[i]`, and no other.
 
-    Returns the pid, which the caller has to wait for. Raises CommandNotFound or CommandNotExecutable with the kernel's
-    reason.
+    With `program` that fd is executed, and argv[0] only a name. Returns the pid, which the caller has to wait for.
+    Raises CommandNotFound or CommandNotExecutable with the kernel's reason.
     """
     count = len(fds)
     moved: list[int] = []
@@ -60,10 +62,14 @@ def start(argv: Sequence[str], *, env: Mapping[str, str], fds: Sequence[int], ne
                 source = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, count)
                 moved.append(source)
             actions.append((os.POSIX_SPAWN_DUP2, source, target))
-        spawn = os.posix_spawn if "/" in argv[0] else os.posix_spawnp
+        if 0 <= program < count:
+            program = fcntl.fcntl(program, fcntl.F_DUPFD_CLOEXEC, count)
+            moved.append(program)
+        path = argv[0] if program < 0 else f"/proc/self/fd/{program}"
+        spawn = os.posix_spawn if "/" in path else os.posix_spawnp
         group: dict[str, Any] = {"setpgroup": 0} if new_group else {}
         return spawn(
-            argv[0], list(argv), dict(env), file_actions=actions, setsigmask=(), setsigdef=_RESET_SIGNALS, **group
+            path, list(argv), dict(env), file_actions=actions, setsigmask=(), setsigdef=_RESET_SIGNALS, **group
         )
     except OSError as e:
         raise _why(argv, e) from e

@@ -13,24 +13,18 @@ import errno
 import functools
 import os
 import stat
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.errors import RuntimeFailed
+from agent.spawn import trees
 
 _CLONE_NEWNS = 0x00020000
 _MS_REC, _MS_SLAVE = 0x4000, 0x80000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 0x1, 0x2, 0x4, 0x8, 0x20, 0x1000
-# The same numbers on every architecture that Linux numbers in common (all but alpha).
-_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
-_OPEN_TREE_CLONE, _AT_EMPTY_PATH, _MOVE_MOUNT_F_EMPTY_PATH = 0x1, 0x1000, 0x4
-_AT_FDCWD = -100
 _MNT_DETACH = 2
 _NULL = os.makedev(1, 3)  # the kernel's devices.txt
-_MOUNT_ATTR_IDMAP = 0x100000
-_MOUNT_ATTR = struct.Struct("=QQQQ")  # struct mount_attr of linux/mount.h: set, clear, propagation, userns fd
 # What a layer's author may have put into trusted.overlay.* must not lead anywhere (kernel's overlayfs.rst).
 _OVERLAY_HARDENED = ("redirect_dir=nofollow", "metacopy=off")
 _OPTIONS_MAX = 4095
@@ -154,34 +148,20 @@ def mount_idmapped(source: str, target: str, user_namespace: int) -> None:
 
     In the mount namespace of the moment. What is mounted below `source` is not shown. Raises RuntimeFailed.
     """
-    path = os.fsencode(source)
-    tree = _syscall(_SYS_OPEN_TREE, ctypes.c_int(_AT_FDCWD), path, ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC))
-    _check(min(tree, 0), f"cannot show {source} to a user namespace")
     try:
-        attributes = _MOUNT_ATTR.pack(_MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
-        result = _syscall(
-            _SYS_MOUNT_SETATTR,
-            ctypes.c_int(tree), b"", ctypes.c_uint(_AT_EMPTY_PATH), attributes, ctypes.c_size_t(len(attributes)),
-        )  # fmt: skip
-        _check(
-            result,
-            f"cannot shift the owners of {source}",
+        tree = trees.id_mapped(source, user_namespace)
+    except OSError as e:
+        hint = (
             f"its file system ({file_system_of(source)}) cannot do ID-mapped mounts: use ext4, xfs or btrfs and "
-            'Linux 5.19 or newer, or user_namespace = "host"',
+            'Linux 5.19 or newer, or user_namespace = "host"'
         )
-        target_path = os.fsencode(target)
-        moved = _syscall(
-            _SYS_MOVE_MOUNT,
-            ctypes.c_int(tree), b"", ctypes.c_int(_AT_FDCWD), target_path, ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
-        )  # fmt: skip
-        _check(moved, f"cannot mount {source}")
+        raise RuntimeFailed(f"cannot shift the owners of {source}", why=e.strerror or str(e), hint=hint) from e
+    try:
+        trees.attach(tree, target)
+    except OSError as e:
+        raise RuntimeFailed(f"cannot mount {source}", why=e.strerror or str(e)) from e
     finally:
         os.close(tree)
-
-
-def _syscall(number: int, *arguments: ctypes.c_int | ctypes.c_uint | ctypes.c_size_t | bytes) -> int:
-    # Wrapped one by one: a variadic C function is told nothing about the types.
-    return int(_libc().syscall(ctypes.c_long(number), *arguments))
 
 
 def mount_secrets(target: str, *, size: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from agent.spawn import child, mounts
+from agent.spawn import child, mounts, unwritable
 from agent.spawn.userns import Ranges, user_namespace
 
 OWN_NULL = -1
@@ -54,6 +54,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `fds`: the child's fds 0 and up, each an index into the fds that come along, or OWN_NULL. With `cover`, an empty
     folder to mount over for a moment, it gets a mount namespace with a null device of its own, and `mounts` in it.
+    `unwritable`: a program, argv[0] or one that will be executed in that mount namespace, to be run from a read-only
+    mount (spawn.unwritable).
     """
 
     argv: tuple[str, ...]
@@ -61,6 +63,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     fds: tuple[int, ...]
     cover: str = ""
     mounts: tuple[Mount, ...] = ()
+    unwritable: str = ""
 
 
 def carry_out(request: Request, fds: Sequence[int]) -> int:
@@ -71,6 +74,8 @@ def carry_out(request: Request, fds: Sequence[int]) -> int:
         mounts.own_null(request.cover)
         for mount in request.mounts:
             _mount(mount)
+        if request.unwritable:
+            unwritable.cover(request.unwritable)
         return _start(request, fds)
 
 
@@ -81,7 +86,8 @@ def _start(request: Request, fds: Sequence[int]) -> int:
             # Not one that is open already: a payload may get it, and it must be the one of this mount namespace.
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         table = [null if index == OWN_NULL else fds[index] for index in request.fds]
-        return child.start(request.argv, env=request.env, fds=table)
+        program = unwritable.opened(request.unwritable) if request.unwritable == request.argv[0] else -1
+        return child.start(request.argv, env=request.env, fds=table, program=program)
     finally:
         if null >= 0:
             os.close(null)

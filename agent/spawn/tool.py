@@ -107,21 +107,28 @@ async def run(
     pass_fds: Sequence[int] = (),
     on_output: Callable[[bytes], None] | None = None,
     is_terse: bool = False,
+    is_unwritable: bool = False,
     spawner: Spawner = HERE,
 ) -> Result:
     """Run a tool to its end. The exit code is the caller's to judge; output beyond `limit` bytes each is dropped.
 
     It has the agent's own rights, few as they are, unless `spawner` is the executor. `pass_fds` become the child's fds
     3 and up, in order; `on_output` sees all of stdout as it comes. What `is_terse` says no more than a pipe holds
-    (64 KiB), and is read when it has ended. Raises CommandNotFound or CommandNotExecutable when
-    it cannot be run, DeadlineExceeded (the tool is killed and reaped) after `timeout` seconds.
+    (64 KiB), and is read when it has ended. With `is_unwritable` it is run from a read-only mount
+    (spawn.unwritable). Raises CommandNotFound or CommandNotExecutable when it cannot be run, DeadlineExceeded (the tool
+    is killed and reaped) after `timeout` seconds.
     """
     out, err = _Capture(limit, on_output, at_end=is_terse), _Capture(limit, at_end=is_terse)
     stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC) if stdin else (null_fd(), -1)
     process: Process | None = None
     try:
         fds = (stdin_read, out.write_end, err.write_end, *pass_fds)
-        request = Request(argv=tuple(argv), env=base_environment() if env is None else env, fds=tuple(range(len(fds))))
+        request = Request(
+            argv=tuple(argv),
+            env=base_environment() if env is None else env,
+            fds=tuple(range(len(fds))),
+            unwritable=argv[0] if is_unwritable else "",
+        )
         process = await spawner.spawn(request, fds)
         out.close_write_end()
         err.close_write_end()

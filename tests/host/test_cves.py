@@ -48,6 +48,16 @@ def test_2019_5736_programs_of_the_host_cannot_be_written(clean: Host, runtime: 
     assert clean.run(f"sha256sum {programs}").stdout == before
 
 
+def test_2019_5736_crun_is_on_a_read_only_mount_also_when_a_package_replaces_it(clean: Host) -> None:
+    """Else it would run itself a second time, which takes as long as its work."""
+    for name, script in ("before", "true"), ("after", "cp -a /usr/bin/crun /root/crun; mv /root/crun /usr/bin/crun"):
+        clean.run(script)
+        running(clean, name)
+        conmon = clean.run("pgrep --newest --exact conmon").stdout.strip()
+        (mount,) = [line for line in clean.read(f"/proc/{conmon}/mountinfo").splitlines() if "/bin/crun" in line]
+        assert mount.split()[5].split(",")[0] == "ro"
+
+
 @RUNTIMES
 def test_2024_21626_no_working_directory_through_a_fd(clean: Host, runtime: str) -> None:
     folders = {f"cwd{fd}": f'working_directory = "/proc/self/fd/{fd}"' for fd in (3, 6, 7, 8, 9, 10)}
