@@ -51,7 +51,7 @@ def parser(verb: Verb, *, user: bool = False) -> argparse.ArgumentParser:
         prog=f"cleat {verb.name}",
         description=verb.description or f"{verb.summary[0].upper()}{verb.summary[1:]}.",
         epilog=f"examples:\n{verb.examples}" if verb.examples else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_plain,
         allow_abbrev=False,
     )
     own = {flag for flags, _ in verb.options for flag in flags}
@@ -59,6 +59,11 @@ def parser(verb: Verb, *, user: bool = False) -> argparse.ArgumentParser:
         built.add_argument(*flags, **settings)
     built.set_defaults(user=user)
     return built
+
+
+def _plain(prog: str) -> argparse.HelpFormatter:
+    """Asked for with each argument, to check it; the width of the screen is slow to find, and for help alone."""
+    return argparse.HelpFormatter(prog, width=80)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,5 +76,6 @@ class _Parser(argparse.ArgumentParser):
         from shutil import get_terminal_size
         from textwrap import fill
 
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
         self.description = fill(self.description or "", get_terminal_size().columns - 2)
         return super().format_help()
