@@ -26,8 +26,8 @@ from agent.container.events import StopRequested
 from agent.container.forward import Forward, is_journal
 from agent.container.guard import Guard, clear_dead, clear_locked, lock, unlock
 from agent.container.host import Host
-from agent.container.launch import Running
 from agent.container.outcome import Cause
+from agent.container.running import Running
 from agent.container.scope import FOREGROUND, container_name
 from agent.container.supervisor import Supervisor
 from agent.container.terminal import Terminal

@@ -14,7 +14,7 @@ import msgspec
 
 from agent.container.command import own_process
 from agent.container.host import Host
-from agent.container.launch import Running
+from agent.container.running import Running
 from agent.definition.model import Container, LogDriver
 from agent.errors import InvalidState, Unsupported
 

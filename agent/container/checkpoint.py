@@ -18,8 +18,8 @@ import msgspec
 
 from agent import storage
 from agent.container.host import Host
-from agent.container.launch import Running
 from agent.container.restore import Restore, criu_reason
+from agent.container.running import Running
 from agent.container.supervisor import Supervisor
 from agent.errors import CleatError, InvalidArgument, InvalidState, RuntimeFailed, Unsupported
 from agent.oci.features import Features

@@ -15,7 +15,7 @@ from agent import cgroup
 from agent.conmon import command as conmon_command
 from agent.container import rootless
 from agent.container.host import Host
-from agent.container.launch import Running
+from agent.container.running import Running
 from agent.definition.model import Container
 from agent.errors import CleatError, ConmonFailed, InvalidArgument, InvalidState, ScopeFailed
 from agent.oci import rootpath, users

@@ -23,7 +23,7 @@ from agent.container import command, confinement
 from agent.container.cgroups import kill_and_see_gone
 from agent.container.command import CommandFolder, ExecRequest
 from agent.container.host import Host
-from agent.container.launch import Running
+from agent.container.running import Running
 from agent.definition.model import Container
 from agent.errors import CleatError, ConmonLost, DeadlineExceeded, InvalidState
 from agent.oci.process import ExecOptions, process_for_exec

@@ -19,7 +19,7 @@ from types import ModuleType
 import msgspec
 
 from agent import cgroup
-from agent.container.launch import Running
+from agent.container.running import Running
 from agent.systemd.text import clean
 
 _COMMAND_MAX = 512

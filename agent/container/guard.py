@@ -19,7 +19,7 @@ from pathlib import Path
 
 from agent import cgroup, storage
 from agent.conmon import monitor
-from agent.container import launch
+from agent.container import ended
 from agent.container import record as records
 from agent.container.host import Host
 from agent.container.scope import FOREGROUND
@@ -100,7 +100,7 @@ async def clear_container(host: Host, container_id: str) -> None:
                 await monitor.wait_ended(pidfd, deadline=5.0)
             os.close(pidfd)
         runtimes = [(await host.runtime(record.runtime))[0]] if record.runtime else []
-        await launch.clear(host, record.id, record, runtimes)
+        await ended.clear(host, record.id, record, runtimes)
         records.remove(host.paths.records, record.name)
 
 
@@ -141,7 +141,7 @@ async def clear_dead(host: Host) -> None:
         used = (host.paths.runtime / "runtime").iterdir()
         runtimes = [(await host.runtime(folder.name))[0] for folder in used]
         for container_id in dead:
-            await launch.clear(host, container_id, None, runtimes)
+            await ended.clear(host, container_id, None, runtimes)
 
 
 async def _clear_roots(host: Host) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from agent import cgroup
-from agent.container.launch import Running
+from agent.container.running import Running
 from agent.process import ProcessRef, pidfd_ready
 
 HANGUP_SEC = 10.0

@@ -18,7 +18,7 @@ import msgspec
 from agent.container.events import Event, HealthChanged
 from agent.container.exec import run_command
 from agent.container.host import Host
-from agent.container.launch import Running
+from agent.container.running import Running
 from agent.definition.model import Container, Health
 from agent.errors import CleatError
 from agent.systemd.text import clean

@@ -28,7 +28,6 @@ from agent.spawn import child, tool
 from agent.spawn.spawner import HERE, Remote, Spawner
 from agent.systemd import journal
 from agent.systemd.fd_store import FdStore
-from agent.systemd.notify_as import send_as
 from agent.systemd.scopes import Scopes
 
 CONMON_MINIMUM = (2, 1, 0)
@@ -85,9 +84,9 @@ async def probe_conmon(path: str) -> Conmon:
     return Conmon(path, version, " ".join(result.stdout.decode(errors="replace").split()))
 
 
-def _notify_as(pid: int, text: str) -> asyncio.Future[bool]:
+def _not_told(pid: int, text: str) -> asyncio.Future[bool]:
     told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-    told.set_result(send_as(pid, text))
+    told.set_result(False)
     return told
 
 
@@ -95,15 +94,15 @@ class Host:
     """One per agent."""
 
     def __init__(
-        self, paths: Paths, config: AgentConfig, scopes: Scopes, fd_store: FdStore, spawner: Spawner = HERE
+        self, paths: Paths, config: AgentConfig, scopes: Scopes, fd_store: FdStore, executor: Remote | None = None
     ) -> None:
+        """Without an executor everything is started by this process, and there are no handles to speak for."""
         self.paths = paths
         self.config = config
         self.scopes = scopes
         self.fd_store = fd_store
-        self.spawner = spawner
-        # Tells the service manager assignments as another process; the executor does where there is one.
-        self.notify_as = spawner.notify_as if isinstance(spawner, Remote) else _notify_as
+        self.spawner: Spawner = executor or HERE
+        self.notify_as = executor.notify_as if executor is not None else _not_told
         self.cgroup_root = ""
         self.scope_prefix = scope.AGENT
         self.bound_to = ""
@@ -112,7 +111,7 @@ class Host:
         self.launch_slots = asyncio.Semaphore(config.parallel_starts or 4 * (os.cpu_count() or 1))
         # What copies, removes and measures files of containers runs by this.
         self.files = rootless.for_files()
-        unpacker = self.files if rootless.is_rootless() else spawner
+        unpacker = self.files if rootless.is_rootless() else self.spawner
         self.images = Images(paths, unpacker, self.files)
         self.volumes = Volumes(paths.volumes, unpacker, self.files)
         # The first process of a running container, by its name; None when it does not run. Set by who owns them all.

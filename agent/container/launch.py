@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting one container, taking it over, and what is left to do when it has ended.
+"""Starting one container.
 
 launch() is the whole start: each step's undo stands right behind it, so a failure or a stop half-way leaves nothing.
 """
@@ -9,83 +9,29 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
 
-from agent import cgroup, storage
+from agent import storage
 from agent.conmon import command, monitor
 from agent.conmon.monitor import Monitor, SyncMessage
 from agent.container import bundle as bundles
-from agent.container import cgroups, confinement, scope
+from agent.container import cgroups, confinement, ended, scope
 from agent.container.bundle import Bundle, Extras
 from agent.container.gather import gather
 from agent.container.host import Conmon, Host
-from agent.container.outcome import UNKNOWN_EXIT_CODE, Cause, Outcome
-from agent.container.placement import Placement, cgroup_args, placement, require_possible, runtime_annotations
-from agent.container.record import Record
+from agent.container.placement import Placement, placement, require_possible, runtime_annotations
 from agent.container.restore import criu_reason
+from agent.container.running import Running, with_args
 from agent.container.undo import undone_on_failure
-from agent.definition.model import Cgroup, Container, Definition, LogDriver, Notify
-from agent.definition.model import Runtime as RuntimeSettings
+from agent.definition.model import Container, Definition, LogDriver, Notify
 from agent.errors import CleatError, ConmonFailed, DeadlineExceeded, RuntimeFailed
 from agent.oci.runtime import Features, Runtime, error_from_text, read_oci_log
 from agent.process import ProcessRef
-from agent.spawn.spawner import HERE
 from agent.systemd.stream import open_stream
-
-_DELETE_TIMEOUT = 30.0
-
-
-class Running:
-    """A container that exists: its processes, its scope, and a pidfd on its conmon."""
-
-    def __init__(
-        self,
-        *,
-        id: str,  # noqa: A002 the field's word
-        place: Placement,
-        runtime: Runtime,
-        conmon: ProcessRef,
-        payload: ProcessRef,
-        pidfd: int,
-        stop_signal: int,
-    ) -> None:
-        self.id = id
-        self.place = place
-        self.runtime = runtime
-        self.conmon = conmon
-        self.payload = payload
-        self.pidfd = pidfd
-        self.stop_signal = stop_signal
-        self.keep_root = False  # a checkpoint takes over what the run changed of its root
-        self.is_restored = False  # goes on from a checkpoint, where it was ready already
-
-    @property
-    def unit(self) -> str:
-        """Its scope, "" where the cgroup manager makes none."""
-        return self.place.unit
-
-    @property
-    def cgroup(self) -> str:
-        return self.place.cgroup
-
-    @property
-    def payload_cgroup(self) -> str:
-        return self.place.payload
-
-    @property
-    def supervisor_cgroup(self) -> str:
-        """Where conmon lives, and the conmons of commands."""
-        return self.place.supervisor
-
-    def close(self) -> None:
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,11 +61,6 @@ def log_options(host: Host, container: Container, conmon: Conmon) -> command.Log
         tag=log.tag,
         labels=log.labels if conmon.has_log_labels else {},
     )
-
-
-def _with_args(runtime: Runtime, wanted: RuntimeSettings, cgroup: Cgroup) -> Runtime:
-    """The runtime with the global arguments that all commands on this container need."""
-    return runtime.with_args((*cgroup_args(cgroup), *wanted.args))
 
 
 def conmon_command(
@@ -161,7 +102,7 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
             async with asyncio.timeout(host.config.create_timeout_sec):
                 conmon = await host.conmon()
                 runtime, features = await host.runtime(container.runtime.name)
-                runtime = _with_args(runtime, container.runtime, container.cgroup)
+                runtime = with_args(runtime, container.runtime, container.cgroup)
                 require_possible(container, place, runtime=runtime.name, no_cgroups=features.no_cgroups)
                 bundle = await _prepare(host, container, container_id, place, start, undo)
                 restore = host.restores.pop(container.name, None)
@@ -184,10 +125,10 @@ async def launch(host: Host, definition: Definition, start: Start, on_created: C
                 undo.callback(watcher.close)
                 undo.push_async_callback(watcher.process.reap)
                 await cgroups.enter(host, container, place, watcher.process.pid, bundle.stop_signal)
-                undo.callback(_kill_all, host, container_id, place)
+                undo.callback(ended.kill_all, host, container_id, place)
                 watcher.release()
                 await watcher.forked()
-                undo.push_async_callback(_delete, runtime, container_id)
+                undo.push_async_callback(ended.delete, runtime, container_id)
                 payload_pid = _created(await watcher.message(), bundle, container)
                 running = _identify(bundle, container_id, place, runtime, payload_pid)
                 undo.callback(running.close)
@@ -222,7 +163,7 @@ async def _prepare(
     host: Host, container: Container, container_id: str, place: Placement, start: Start, undo: AsyncExitStack
 ) -> Bundle:
     path = host.paths.bundle(container_id)
-    undo.push_async_callback(_remove, host, container_id)
+    undo.push_async_callback(ended.remove, host, container_id)
     bundles.make_folder(path)
     gathered = await gather(host, container, path)
     undo.callback(gathered.close)
@@ -324,101 +265,3 @@ def _identify(bundle: Bundle, container_id: str, place: Placement, runtime: Runt
         pidfd=pidfd,
         stop_signal=bundle.stop_signal,
     )
-
-
-async def _delete(runtime: Runtime, container_id: str) -> None:
-    """Let the runtime forget the container; where it knows none there is nothing to do."""
-    if has_state(runtime, container_id):
-        await runtime.delete(container_id, force=True)
-
-
-def has_state(runtime: Runtime, container_id: str) -> bool:
-    """Whether the runtime has a record of the container: a folder of its name below --root, in crun as in runc."""
-    return os.path.isdir(f"{runtime.root}/{container_id}")
-
-
-def reopen(host: Host, record: Record, runtime: Runtime) -> Running | None:
-    """A container of a former agent that runs, or ended while no agent looked; None when nothing is left of it."""
-    if record.conmon is None or record.payload is None or not host.paths.bundle(record.id).is_dir():
-        return None
-    pidfd = record.conmon.open_pidfd()
-    settings = msgspec.convert(record.raw.get("cgroup", {}), Cgroup)
-    wanted = msgspec.convert(record.raw.get("runtime", {}), RuntimeSettings)
-    return Running(
-        id=record.id,
-        place=placement(host.cgroup_root, settings, record.name, record.id, record.unit),
-        runtime=_with_args(runtime, wanted, settings),
-        conmon=record.conmon,
-        payload=record.payload,
-        pidfd=-1 if pidfd is None else pidfd,
-        stop_signal=record.stop_signal,
-    )
-
-
-def outcome_of(host: Host, running: Running, cause: Cause | None) -> Outcome:
-    """How the run ended, after conmon has: its exit file, its oom file; without an exit file conmon was lost."""
-    path = host.paths.bundle(running.id)
-    found = monitor.read_exit_file(os.fspath(path / "exit"), running.id)
-    oom = monitor.was_oom_killed(os.fspath(path / "persist")) or cgroup.was_oom_killed(running.payload_cgroup)
-    if found is None:
-        return Outcome(
-            code=UNKNOWN_EXIT_CODE,
-            cause=cause if cause is Cause.STOPPED else Cause.LOST,
-            oom_killed=oom,
-            error="conmon ended without telling the exit code; the payload was killed",
-            error_code="conmon-lost",
-        )
-    if cause is None:
-        cause = Cause.OOM if oom else Cause.EXIT
-    return Outcome(code=found.code, cause=cause, finished_at=found.finished_at, oom_killed=oom)
-
-
-async def clear(host: Host, container_id: str, record: Record | None, runtimes: Sequence[Runtime]) -> None:
-    """Remove a bundle that no supervisor owns: what a former agent left half-made. Its processes were ended before."""
-    if record is not None and record.cgroup:
-        cgroup.kill(record.cgroup)
-    _kill_conmon(host, container_id)
-    for runtime in runtimes:
-        await _delete(runtime, container_id)
-    await _remove(host, container_id)
-
-
-def _kill_all(host: Host, container_id: str, place: Placement) -> None:
-    """Everything of a start that fails: the container's own group, and its conmon wherever that is."""
-    cgroup.kill(place.cgroup)
-    _kill_conmon(host, container_id)
-
-
-def _kill_conmon(host: Host, container_id: str) -> None:
-    conmon = monitor.read_pid(os.fspath(host.paths.bundle(container_id) / "conmon.pid"))
-    if conmon is not None and _is_conmon_of(conmon.pid, container_id):
-        conmon.send_signal(signal.SIGKILL)
-
-
-def _is_conmon_of(pid: int, container_id: str) -> bool:
-    try:
-        return container_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-
-
-async def tidy(host: Host, running: Running) -> None:
-    """Remove what belonged to a run that has ended: stragglers, the runtime's state, bundle, overlay."""
-    cgroup.kill(running.payload_cgroup)
-    await cgroups.let_go(host, running.place)
-    await _delete(running.runtime, running.id)
-    await cgroups.remove(running.place)
-    await _remove(host, running.id, keep_root=running.keep_root)
-
-
-async def _remove(host: Host, container_id: str, *, keep_root: bool = False) -> None:
-    """Bundle, and what the run wrote to its root."""
-    root = host.paths.overlay(container_id)
-    is_there = not keep_root and root.exists()
-    own = (root,) if is_there else ()
-    await storage.remove_tree(host.paths.bundle(container_id), *own, spawner=host.files if is_there else HERE)
-
-
-def thaw(running: Running) -> None:
-    """Let frozen processes run, so that they can act on a signal (cgroup.freeze)."""
-    cgroup.write(running.payload_cgroup, "cgroup.freeze", "0")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent import cgroup
-from agent.container import launch, unattended
+from agent.container import ended, unattended
 from agent.container.events import (
     Event,
     Exited,
@@ -33,8 +33,8 @@ from agent.container.events import (
 from agent.container.health import STARTING, HealthCheck
 from agent.container.hearing import Hearing
 from agent.container.idle import IdleWatch
-from agent.container.launch import Running
 from agent.container.outcome import Cause, Outcome
+from agent.container.running import Running
 from agent.container.timers import Timers
 from agent.definition.model import HealthAction, Notify, Service, ServiceType
 from agent.errors import CleatError
@@ -96,7 +96,7 @@ class Run:
             if pidfd >= 0:
                 loop.remove_reader(pidfd)
             self.close()
-        outcome = launch.outcome_of(owner.host, self.running, self._cause)
+        outcome = ended.outcome_of(owner.host, self.running, self._cause)
         if self._stop is not None and self._cause not in {None, Cause.STOPPED}:
             outcome = msgspec.structs.replace(outcome, error=f"stopped: {self._stop.why}", error_code=str(self._cause))
         return outcome
@@ -345,7 +345,7 @@ class Run:
             if not request.is_signalled:
                 self.running.payload.send_signal(signum or self.running.stop_signal)
             if was_paused:
-                launch.thaw(self.running)
+                self.running.thaw()
             self.timers.set("stop", request.timeout_sec, StopOverdue())
         else:
             self._escalate()

@@ -22,7 +22,7 @@ from agent.container.command import ExecRequest
 from agent.container.exec import Execution, make
 from agent.container.hangup import hang_up
 from agent.container.host import Host
-from agent.container.launch import Running
+from agent.container.running import Running
 from agent.definition.model import Container
 from agent.errors import CleatError, DeadlineExceeded, InvalidState
 from agent.process import ProcessRef

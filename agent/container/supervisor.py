@@ -16,18 +16,18 @@ from contextlib import suppress
 import msgspec
 
 from agent import process
-from agent.container import launch, scope, snapshot
+from agent.container import ended, launch, scope, snapshot
 from agent.container import outcome as outcomes
 from agent.container import record as records
 from agent.container.demand import Demand
 from agent.container.events import StopRequested
 from agent.container.host import Host
-from agent.container.launch import Running
 from agent.container.listening import Listening
 from agent.container.outcome import Cause, Outcome
 from agent.container.ports import ReservedPorts
 from agent.container.record import Record
 from agent.container.run import Run
+from agent.container.running import Running, reopen
 from agent.definition.model import Definition, ServiceType
 from agent.errors import CleatError, InvalidState, RuntimeFailed
 from agent.oci.runtime import Runtime
@@ -196,7 +196,7 @@ class Supervisor:
             return False
         if runtime is None or record.state is State.STARTING:
             return False
-        running = launch.reopen(self.host, record, runtime)
+        running = reopen(self.host, record, runtime)
         if running is None:
             return False
         self.state = State.PAUSED if record.state is State.PAUSED else State.RUNNING
@@ -329,10 +329,10 @@ class Supervisor:
         """Remove all that belonged to the run. What cannot be removed is reported and tried again at the next start."""
         try:
             try:
-                await launch.tidy(self.host, running)
+                await ended.tidy(self.host, running)
             except CleatError:
                 # In the foreground systemd's stop of the caller's unit hits the runtime's `delete` too, once.
-                await launch.tidy(self.host, running)
+                await ended.tidy(self.host, running)
         except CleatError as e:
             self.event(journal.Event.UNCLEAN_LEFTOVER, f"{self.name} left something behind: {e}", error=e)
             self._left_behind.append(running)
@@ -348,7 +348,7 @@ class Supervisor:
         left, self._left_behind = self._left_behind, []
         for running in left:
             try:
-                await launch.tidy(self.host, running)
+                await ended.tidy(self.host, running)
             except CleatError as e:
                 logger.debug("%s: %s", self.name, e)
                 self._left_behind.append(running)

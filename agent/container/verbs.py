@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent import cgroup
 from agent.container.exec import run_command
-from agent.container.launch import Running
+from agent.container.running import Running
 from agent.errors import InvalidState, RuntimeFailed
 from agent.status import State
 from agent.systemd import journal

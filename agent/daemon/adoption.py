@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent import cgroup, storage
-from agent.container import launch
+from agent.container import ended
 from agent.container import record as records
 from agent.container.record import Record
 from agent.definition.load import from_raw
@@ -78,7 +78,7 @@ async def _clear_leftovers(agent: Agent, by_id: Mapping[str, Record], keep: set[
     for container_id in sorted(present - keep):
         record = by_id.get(container_id)
         try:
-            await launch.clear(agent.host, container_id, record, agent.host.known_runtimes)
+            await ended.clear(agent.host, container_id, record, agent.host.known_runtimes)
         except CleatError as e:
             journal.send(journal.Event.UNCLEAN_LEFTOVER, "", container=record.name if record else "", error=e)
     await _clear_overlays(agent, keep)

@@ -14,7 +14,7 @@ from agent.container import record as records
 from agent.container import scope
 from agent.container.events import StopRequested
 from agent.container.host import Host
-from agent.container.launch import Running
+from agent.container.running import Running
 from agent.container.supervisor import Supervisor
 from agent.definition.check import check
 from agent.definition.graph import predecessors

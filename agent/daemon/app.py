@@ -32,7 +32,7 @@ from agent.definition.load import Loader
 from agent.errors import CleatError
 from agent.process import release_memory
 from agent.spawn import child
-from agent.spawn.spawner import HERE, Remote
+from agent.spawn.spawner import Remote
 from agent.systemd import journal
 from agent.systemd.bus import Bus
 from agent.systemd.fd_store import FdStore
@@ -59,7 +59,7 @@ class App:
         self.scopes = Scopes(self.bus, on_stop_requested=self._stop_requested)
         self.fd_store = FdStore(self.notify, take_listen_fds())
         self.executor = None if is_user else Remote(self.paths.executor)
-        self.host = Host(self.paths, self.config, self.scopes, self.fd_store, self.executor or HERE)
+        self.host = Host(self.paths, self.config, self.scopes, self.fd_store, self.executor)
         self.agent = Agent(self.host, Loader(self.paths, self.config))
         self.scopes.on_stop_queued = self.agent.stop_queued
         self.handles = Handles(self.agent)

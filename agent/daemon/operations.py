@@ -14,7 +14,7 @@ import msgspec
 from agent.container import checkpoint as checkpoints
 from agent.container import figures, preview, verbs
 from agent.container.attach import attach_point
-from agent.container.launch import Running
+from agent.container.running import Running
 from agent.container.supervisor import Supervisor
 from agent.daemon import info, stored
 from agent.daemon.agent import Agent

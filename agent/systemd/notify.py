@@ -52,7 +52,7 @@ class AgentNotify:
         watchdog_pid = environ.pop("WATCHDOG_PID", "")
         if watchdog_pid and _number(watchdog_pid) != os.getpid():
             self._watchdog_usec = 0
-        self._fd_store_max = _number(environ.pop("FDSTORE", ""))
+        environ.pop("FDSTORE", None)
         if address and address[0] not in "/@":
             logger.warning("NOTIFY_SOCKET=%s is of an unknown kind: nobody will hear of readiness", address)
             address = ""
@@ -67,11 +67,6 @@ class AgentNotify:
     def watchdog_usec(self) -> int:
         """Time within which watchdog() must be called again, 0 = never (sd_watchdog_enabled(3))."""
         return self._watchdog_usec if self._socket is not None else 0
-
-    @property
-    def fd_store_max(self) -> int:
-        """How many fds the manager keeps for us; 0 = none, or a systemd before 254, which does not say."""
-        return self._fd_store_max
 
     def send(self, *assignments: str, fds: Sequence[int] = ()) -> bool:
         """Send assignments in one message. False when it could not be delivered or nobody listens."""
@@ -105,10 +100,6 @@ class AgentNotify:
     def watchdog(self) -> bool:
         """Alive. At least twice per watchdog_usec."""
         return self.send("WATCHDOG=1") if self.watchdog_usec else False
-
-    def trigger_watchdog(self) -> bool:
-        """Something is badly wrong here: handle it as if the watchdog had run out."""
-        return self.send("WATCHDOG=trigger")
 
     def extend_timeout(self, usec: int) -> bool:
         """Ask for `usec` more from now for the running start, stop or runtime timeout; to be repeated before

@@ -190,7 +190,7 @@ STEPS: tuple[tuple[str, str], ...] = (
     ("conmon's program begins, scope asked for", r"send(to|msg)\(.*StartTransientUnit"),
     ("systemd makes the scope, supervisor/", r"write\(\d+, \"\\0\"|sendto\(\d+, \"\\0\""),
     ("conmon forks", r"execve\(\"[^\"]*/crun\""),
-    ("crun create", r"execve\(\"[^\"]*/crun\".*\"start\""),
+    ("crun create", r"execve\(\"[^\"]*\", \[\"[^\"]*/crun\".*\"start\""),
     ("crun start, ready", r"sendmsg\(.*CLEAT_EVENT=ready"),
 )
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is left to do when a run is over: how it ended, and that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent import cgroup, storage
+from agent.conmon import monitor
+from agent.container import cgroups
+from agent.container.host import Host
+from agent.container.outcome import UNKNOWN_EXIT_CODE, Cause, Outcome
+from agent.container.placement import Placement
+from agent.container.record import Record
+from agent.container.running import Running
+from agent.oci.runtime import Runtime
+from agent.spawn.spawner import HERE
+
+
+def outcome_of(host: Host, running: Running, cause: Cause | None) -> Outcome:
+    """How the run ended, after conmon has: its exit file, its oom file; without an exit file conmon was lost."""
+    path = host.paths.bundle(running.id)
+    found = monitor.read_exit_file(os.fspath(path / "exit"), running.id)
+    oom = monitor.was_oom_killed(os.fspath(path / "persist")) or cgroup.was_oom_killed(running.payload_cgroup)
+    if found is None:
+        return Outcome(
+            code=UNKNOWN_EXIT_CODE,
+            cause=cause if cause is Cause.STOPPED else Cause.LOST,
+            oom_killed=oom,
+            error="conmon ended without telling the exit code; the payload was killed",
+            error_code="conmon-lost",
+        )
+    if cause is None:
+        cause = Cause.OOM if oom else Cause.EXIT
+    return Outcome(code=found.code, cause=cause, finished_at=found.finished_at, oom_killed=oom)
+
+
+async def clear(host: Host, container_id: str, record: Record | None, runtimes: Sequence[Runtime]) -> None:
+    """Remove a bundle that no supervisor owns: what a former agent left half-made. Its processes were ended before."""
+    if record is not None and record.cgroup:
+        cgroup.kill(record.cgroup)
+    _kill_conmon(host, container_id)
+    for runtime in runtimes:
+        await delete(runtime, container_id)
+    await remove(host, container_id)
+
+
+def kill_all(host: Host, container_id: str, place: Placement) -> None:
+    """Everything of a start that fails: the container's own group, and its conmon wherever that is."""
+    cgroup.kill(place.cgroup)
+    _kill_conmon(host, container_id)
+
+
+def _kill_conmon(host: Host, container_id: str) -> None:
+    conmon = monitor.read_pid(os.fspath(host.paths.bundle(container_id) / "conmon.pid"))
+    if conmon is not None and _is_conmon_of(conmon.pid, container_id):
+        conmon.send_signal(signal.SIGKILL)
+
+
+def _is_conmon_of(pid: int, container_id: str) -> bool:
+    try:
+        return container_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+async def tidy(host: Host, running: Running) -> None:
+    """Remove what belonged to a run that has ended: stragglers, the runtime's state, bundle, overlay."""
+    cgroup.kill(running.payload_cgroup)
+    await cgroups.let_go(host, running.place)
+    await delete(running.runtime, running.id)
+    await cgroups.remove(running.place)
+    await remove(host, running.id, keep_root=running.keep_root)
+
+
+async def remove(host: Host, container_id: str, *, keep_root: bool = False) -> None:
+    """Bundle, and what the run wrote to its root."""
+    root = host.paths.overlay(container_id)
+    is_there = not keep_root and root.exists()
+    own = (root,) if is_there else ()
+    await storage.remove_tree(host.paths.bundle(container_id), *own, spawner=host.files if is_there else HERE)
+
+
+async def delete(runtime: Runtime, container_id: str) -> None:
+    """Let the runtime forget the container; where it knows none there is nothing to do."""
+    if _has_state(runtime, container_id):
+        await runtime.delete(container_id, force=True)
+
+
+def _has_state(runtime: Runtime, container_id: str) -> bool:
+    """Whether the runtime has a record of the container: a folder of its name below --root, in crun as in runc."""
+    return os.path.isdir(f"{runtime.root}/{container_id}")
