@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Sequence
@@ -16,8 +17,11 @@ from agent.container.outcome import UNKNOWN_EXIT_CODE, Cause, Outcome
 from agent.container.placement import Placement
 from agent.container.record import Record
 from agent.container.running import Running
+from agent.errors import CleatError
 from agent.oci.runtime import Runtime
 from agent.spawn.spawner import HERE
+
+logger = logging.getLogger(__name__)
 
 
 def outcome_of(host: Host, running: Running, cause: Cause | None) -> Outcome:
@@ -74,6 +78,37 @@ async def tidy(host: Host, running: Running) -> None:
     await delete(running.runtime, running.id)
     await cgroups.remove(running.place)
     await remove(host, running.id, keep_root=running.keep_root)
+
+
+class Leftovers:
+    """Runs of a container of which something could not be removed; it is tried again at the next start or stop."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self._host = host
+        self._name = name
+        self._runs: list[Running] = []
+
+    async def tidy(self, running: Running) -> None:
+        """Remove all of a run. Raises CleatError where something has to stay for now."""
+        try:
+            try:
+                await tidy(self._host, running)
+            except CleatError:
+                # In the foreground systemd's stop of the caller's unit hits the runtime's `delete` too, once.
+                await tidy(self._host, running)
+        except CleatError:
+            self._runs.append(running)
+            raise
+
+    async def tidy_again(self) -> None:
+        """What could not be removed before may go by now: a tool is back, a disk has room."""
+        left, self._runs = self._runs, []
+        for running in left:
+            try:
+                await tidy(self._host, running)
+            except CleatError as e:
+                logger.debug("%s: %s", self._name, e)
+                self._runs.append(running)
 
 
 async def remove(host: Host, container_id: str, *, keep_root: bool = False) -> None:

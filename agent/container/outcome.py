@@ -114,6 +114,31 @@ def was_stable(uptime: float, delay: float) -> bool:
     return uptime >= max(_STABLE_RUN_MIN, 10 * delay)
 
 
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What follows from the end of a run: seconds until the next start (None: no other run), restarts so far."""
+
+    delay: float | None = None
+    attempt: int = 0
+    start_limit_hit: bool = False
+
+
+def judge(
+    service: Service, outcome: Outcome, *, attempt: int, uptime: float | None, starts: list[float], now: float
+) -> Verdict:
+    """Whether and when there is another run. A stable one starts the count of restarts afresh.
+
+    `uptime` in seconds, None when the program never ran; `starts` are all so far, by the clock of `now`.
+    """
+    delay = restart_delay(service, attempt)
+    if uptime is not None and was_stable(uptime, delay):
+        attempt, delay = 0, service.restart_sec
+    if not should_restart(service, outcome):
+        return Verdict(attempt=attempt)
+    if start_limit_hit(service, starts, now):
+        return Verdict(attempt=attempt, start_limit_hit=True)
+    return Verdict(delay=delay, attempt=attempt + 1)
+
+
 def start_limit_hit(service: Service, starts: list[float], now: float) -> bool:
     """Whether StartLimitBurst= starts happened within StartLimitIntervalSec=; 0 of either means no limit."""
     if service.start_limit_burst <= 0 or service.start_limit_interval_sec <= 0:

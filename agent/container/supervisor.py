@@ -28,6 +28,7 @@ from agent.container.ports import ReservedPorts
 from agent.container.record import Record
 from agent.container.run import Run
 from agent.container.running import Running, reopen
+from agent.container.waiters import Waiters
 from agent.definition.model import Definition, ServiceType
 from agent.errors import CleatError, InvalidState, RuntimeFailed
 from agent.oci.runtime import Runtime
@@ -66,11 +67,10 @@ class Supervisor:
         self.demand = Demand(self)
         self.ports = ReservedPorts(definition.name, host.fd_store)
         self.before_program: Callable[[Running], None] = lambda _: None
-        self._left_behind: list[Running] = []
+        self._leftovers = ended.Leftovers(host, definition.name)
         self._stop_wanted = asyncio.Event()
         self._wait_over = asyncio.Event()
-        self._ready_waiters: list[asyncio.Future[None]] = []
-        self._exit_waiters: list[asyncio.Future[int]] = []
+        self._waiters = Waiters()
 
     # Asked from outside
 
@@ -107,8 +107,7 @@ class Supervisor:
             await self.stopped()
         if self.ready and self.is_active:
             return
-        waiter = asyncio.get_running_loop().create_future()
-        self._ready_waiters.append(waiter)
+        waiter = self._waiters.for_ready()
         self.begin()
         await waiter
 
@@ -118,8 +117,7 @@ class Supervisor:
         if not self.is_active:
             self.listening.disarm()
             self.set_status_text("")
-            if self._left_behind:
-                await self._tidy_again()
+            await self._leftovers.tidy_again()
             self.save()
             return
         limit = self._stop_timeout if timeout_sec is None else timeout_sec
@@ -148,9 +146,7 @@ class Supervisor:
             if self.last is None:
                 raise InvalidState("has not run yet", container=self.name, hint=f"cleat start {self.name}")
             return self.last.code
-        waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._exit_waiters.append(waiter)
-        return await waiter
+        return await self._waiters.for_end()
 
     def fail(self, error: CleatError) -> None:
         """Record that it could not even be tried to start."""
@@ -285,8 +281,7 @@ class Supervisor:
     async def _fetch_and_launch(self) -> Running:
         """The image first, outside of every start timeout; then the start itself, when it is its turn."""
         container = self.definition.container
-        if self._left_behind:
-            await self._tidy_again()
+        await self._leftovers.tidy_again()
         if container.image:
             self.change(State.PULLING, save=False)
             await self.host.images.ensure(container, self.set_status_text)
@@ -328,30 +323,15 @@ class Supervisor:
     async def _tidy(self, running: Running) -> None:
         """Remove all that belonged to the run. What cannot be removed is reported and tried again at the next start."""
         try:
-            try:
-                await ended.tidy(self.host, running)
-            except CleatError:
-                # In the foreground systemd's stop of the caller's unit hits the runtime's `delete` too, once.
-                await ended.tidy(self.host, running)
+            await self._leftovers.tidy(running)
         except CleatError as e:
             self.event(journal.Event.UNCLEAN_LEFTOVER, f"{self.name} left something behind: {e}", error=e)
-            self._left_behind.append(running)
         try:
             await self.host.scopes.unwatch_stop(running.unit)
         except CleatError as e:
             logger.debug("%s", e)
         running.close()
         self.running = None
-
-    async def _tidy_again(self) -> None:
-        """What could not be removed before may go by now: a tool is back, a disk has room."""
-        left, self._left_behind = self._left_behind, []
-        for running in left:
-            try:
-                await ended.tidy(self.host, running)
-            except CleatError as e:
-                logger.debug("%s: %s", self.name, e)
-                self._left_behind.append(running)
 
     def _settle(self, outcome: Outcome) -> float | None:
         """Record the outcome; seconds until the next start, or None when there is none."""
@@ -365,26 +345,26 @@ class Supervisor:
         if outcome.cause is Cause.STOPPED or not self.wanted:
             self.change(State.INACTIVE)
             self.event(journal.Event.STOPPED, f"{self.name} stopped", exit_code=outcome.code)
-            self._answer(outcome, InvalidState("was stopped", container=self.name))
+            self._waiters.ended(outcome.code, InvalidState("was stopped", container=self.name))
             return None
         clean = outcome.is_clean(service)
         self._report_end(outcome, launched=launched)
-        delay = outcomes.restart_delay(service, self.attempt)
-        if launched and outcomes.was_stable(outcome.finished_at - self.started_at, delay):
-            self.attempt, delay = 0, service.restart_sec
-        restart = outcomes.should_restart(service, outcome)
-        limited = restart and outcomes.start_limit_hit(service, self._starts, time.monotonic())
-        if restart and not limited:
-            self.attempt += 1
+        uptime = outcome.finished_at - self.started_at if launched else None
+        verdict = outcomes.judge(
+            service, outcome, attempt=self.attempt, uptime=uptime, starts=self._starts, now=time.monotonic()
+        )
+        self.attempt = verdict.attempt
+        if verdict.delay is not None:
             self.change(State.BACKOFF)
-            self.event(journal.Event.BACKOFF, f"{self.name} restarts in {delay:.3g} s", delay=delay)
+            text = f"{self.name} restarts in {verdict.delay:.3g} s"
+            self.event(journal.Event.BACKOFF, text, delay=verdict.delay)
         else:
-            self.change(State.EXITED if clean and not limited else State.FAILED)
-            if limited:
+            self.change(State.EXITED if clean and not verdict.start_limit_hit else State.FAILED)
+            if verdict.start_limit_hit:
                 self.event(journal.Event.START_LIMIT, f"{self.name} started too often, giving up")
         finished_well = clean and service.type is ServiceType.ONESHOT
-        self._answer(outcome, None if finished_well else self._end_error(outcome))
-        return delay if restart and not limited else None
+        self._waiters.ended(outcome.code, None if finished_well else self._end_error(outcome))
+        return verdict.delay
 
     def _report_end(self, outcome: Outcome, *, launched: bool) -> None:
         kind = journal.Event.EXITED
@@ -399,29 +379,9 @@ class Supervisor:
 
     def _end_error(self, outcome: Outcome) -> CleatError:
         if outcome.error:
-            error = RuntimeFailed(outcome.error, container=self.name)
-        else:
-            error = RuntimeFailed(
-                f"{outcome.describe()} before it was ready",
-                container=self.name,
-                hint=f"cleat logs {self.name}",
-            )
-        return error
-
-    def _answer(self, outcome: Outcome, error: CleatError | None) -> None:
-        """Let those who wait for readiness or the end have their answer."""
-        for waiter in self._exit_waiters:
-            if not waiter.done():
-                waiter.set_result(outcome.code)
-        self._exit_waiters.clear()
-        for ready in self._ready_waiters:
-            if ready.done():
-                continue
-            if error is None:
-                ready.set_result(None)
-            else:
-                ready.set_exception(error)
-        self._ready_waiters.clear()
+            return RuntimeFailed(outcome.error, container=self.name)
+        what = f"{outcome.describe()} before it was ready"
+        return RuntimeFailed(what, container=self.name, hint=f"cleat logs {self.name}")
 
     async def _is_stopped_within(self, delay: float) -> bool:
         """Wait for the restart delay; True when a stop ended it. A start during the wait only cuts it short."""
@@ -444,10 +404,7 @@ class Supervisor:
             return
         self.ready = True
         self.event(journal.Event.READY, f"{self.name} ready")
-        for waiter in self._ready_waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._ready_waiters.clear()
+        self._waiters.ready()
         self._on_change(self)
 
     def set_status_text(self, text: str) -> None:

@@ -36,7 +36,7 @@ from agent.container.supervisor import Supervisor
 from agent.daemon.agent import Agent
 from agent.daemon.handle_socket import Client, Verb
 from agent.errors import CleatError, InvalidState, RuntimeFailed
-from agent.process import ProcessRef
+from agent.process import ProcessRef, release_memory
 from agent.spawn import tool
 from agent.status import State, Status
 from agent.systemd.text import one_line
@@ -50,6 +50,8 @@ _SHOWN_IN = frozenset({State.RUNNING, State.PAUSED, State.BACKOFF})
 _PATIENCE_SEC = 10.0
 # Its parent ends at once, so it is PID 1's child like conmon, and PID 1 sees its end.
 _STAND_IN = "sleep 120 >/dev/null 2>&1 & echo $!"
+# So many handles at once that what they leave behind is worth collecting.
+_MANY = 16
 
 
 def handle_name(name: str) -> str:
@@ -326,10 +328,15 @@ class Handles:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            followed = 0
             while self._due:
                 await self._agent.idle.wait()
                 if self._due:
                     await self._follow(self._due.popitem(last=False)[0])
+                    followed += 1
+            if followed >= _MANY:
+                # Each was a conversation of its own, the last of what many starts at once leave behind.
+                release_memory()
 
     async def take_stock(self) -> None:
         """See which units are active: they belong to containers that were taken over; those of all others are due."""

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.container import outcome
-from agent.container.outcome import Cause, Outcome, restart_delay, should_restart, start_limit_hit, was_stable
+from agent.container.outcome import (
+    Cause,
+    Outcome,
+    Verdict,
+    judge,
+    restart_delay,
+    should_restart,
+    start_limit_hit,
+    was_stable,
+)
 from agent.definition.model import Restart, Service, ServiceType
 
 CLEAN = Outcome(code=0)
@@ -101,6 +110,33 @@ def test_start_limit() -> None:
     assert start_limit_hit(service, [1, 2, 3], 4)
     assert not start_limit_hit(service, [1, 2, 3], 20)
     assert not start_limit_hit(Service(), [1.0] * 100, 1)
+
+
+def test_verdict_on_a_flapping_container() -> None:
+    service = Service(restart=Restart.ALWAYS, restart_sec=0.1, restart_max_delay_sec=10, restart_steps=2)
+    delays, attempt = [], 0
+    for _ in range(4):
+        verdict = judge(service, UNCLEAN, attempt=attempt, uptime=0.2, starts=[], now=0)
+        delays.append(verdict.delay)
+        attempt = verdict.attempt
+    assert delays == [0.1, 1.0, 10, 10]
+    assert attempt == 4
+
+
+def test_verdict_after_a_stable_run_counts_afresh() -> None:
+    service = Service(restart=Restart.ALWAYS, restart_sec=0.1, restart_max_delay_sec=10, restart_steps=2)
+    assert judge(service, UNCLEAN, attempt=4, uptime=1000, starts=[], now=0) == Verdict(delay=0.1, attempt=1)
+    # What never ran was not stable, however long it took.
+    assert judge(service, UNCLEAN, attempt=4, uptime=None, starts=[], now=0) == Verdict(delay=10, attempt=5)
+    once = Service(restart=Restart.NO)
+    assert judge(once, UNCLEAN, attempt=4, uptime=1000, starts=[], now=0) == Verdict(attempt=0)
+
+
+def test_verdict_at_the_start_limit() -> None:
+    service = Service(restart=Restart.ALWAYS, start_limit_burst=2, start_limit_interval_sec=10)
+    found = judge(service, UNCLEAN, attempt=1, uptime=1, starts=[95, 99], now=100)
+    assert found == Verdict(attempt=1, start_limit_hit=True)
+    assert judge(service, UNCLEAN, attempt=1, uptime=1, starts=[50, 99], now=100).delay is not None
 
 
 @pytest.mark.parametrize(
