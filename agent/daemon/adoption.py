@@ -19,15 +19,16 @@ from agent.systemd import journal
 
 if TYPE_CHECKING:
     from agent.daemon.agent import Agent
+    from agent.daemon.scope_stops import ScopeStops
 
 
-async def adopt(agent: Agent) -> int:
+async def adopt(agent: Agent, stops: ScopeStops) -> int:
     """Take over what a former agent left; returns how many containers run on. Leftovers of half-made starts go."""
     found = records.read_all(agent.host.paths.records)
     runtimes = await _runtimes_of(agent, found)
     keep = {record.id for record in found if _adopt_one(agent, record, runtimes.get(record.runtime))}
     await _clear_leftovers(agent, {record.id: record for record in found}, keep)
-    await agent.watch_stops()
+    await stops.watch()
     for record in found:
         supervisor = agent.supervisors.get(record.name)
         if supervisor is None or not supervisor.wanted or supervisor.is_active:

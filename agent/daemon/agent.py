@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
+from agent.background import Background
 from agent.container import record as records
-from agent.container import scope
-from agent.container.events import StopRequested
 from agent.container.host import Host
 from agent.container.running import Running
 from agent.container.supervisor import Supervisor
@@ -43,7 +41,7 @@ class Agent:
         """Names that somebody starts right now: they do not wait for a first connection."""
         self._called_off: set[str] = set()
         """Those among them that somebody stopped before it was their turn."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self.before_kill: Callable[[Supervisor], Awaitable[None]] | None = None
         """Called before a stop that was asked for ends with SIGKILL."""
         host.payload_pid = self._payload_pid
@@ -308,7 +306,7 @@ class Agent:
 
     def _demanded(self, supervisor: Supervisor) -> None:
         """A connection wants it: as with a start by hand, what it needs comes first, and what conflicts goes."""
-        self._spawn(self._start_on_demand(supervisor.name))
+        self._background.spawn(self._start_on_demand(supervisor.name))
 
     async def _start_on_demand(self, name: str) -> None:
         try:
@@ -356,51 +354,7 @@ class Agent:
         """Active containers that the host's shutdown stops before `name`."""
         return [n for n in related.followers(self._containers(), name) if self.supervisors[n].is_active]
 
-    def stop_requested(self, unit: str, *, is_signalled: bool = False) -> None:
-        """systemd wants a scope stopped: systemctl stop, or the host shuts down."""
-        supervisor = self.supervisors.get(scope.container_name(unit)) or self._of_unit(unit)
-        if supervisor is None or supervisor.running is None:
-            return
-        timeout = supervisor.definition.container.service.timeout_stop_sec
-        supervisor.request_stop(StopRequested(timeout, why=f"stop of {unit}", is_signalled=is_signalled))
-
-    def stop_queued(self, unit: str) -> None:
-        """The same for a job that may have to wait: at shutdown for what is ordered after the scope. systemd's own
-        signal comes when it is the scope's turn; until then an end is one that somebody wanted.
-        """
-        supervisor = self.supervisors.get(scope.container_name(unit)) or self._of_unit(unit)
-        if supervisor is None or supervisor.running is None:
-            return
-        supervisor.wanted = False
-        self._spawn(self._stop_in_turn(supervisor, unit))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _stop_in_turn(self, supervisor: Supervisor, unit: str) -> None:
-        try:
-            waits = await self.host.scopes.is_shutting_down()
-        except CleatError:
-            waits = False
-        for name in self.followers(supervisor.name) if waits else ():
-            await self.supervisors[name].stopped()
-        self.stop_requested(unit, is_signalled=True)
-
-    def _of_unit(self, unit: str) -> Supervisor | None:
-        """The container whose conmon has a scope of its own by that name."""
-        running = ((s, s.running) for s in self.supervisors.values() if s.running is not None)
-        return next((s for s, found in running if unit in found.place.units), None)
-
     # Coming and going of the agent
-
-    async def watch_stops(self) -> None:
-        """Hear of stop jobs for scopes whose Controller was a former connection."""
-        async with asyncio.TaskGroup() as group:
-            for supervisor in self.supervisors.values():
-                if supervisor.running is not None:
-                    group.create_task(self.host.scopes.watch_stop(supervisor.unit))
 
     async def finish_ends(self) -> None:
         """Containers that have just been stopped get the time to be tidied up and told of: at the host's shutdown the

@@ -11,6 +11,7 @@ from typing import Any
 
 from dbus_next import Message, MessageFlag, MessageType, Variant
 
+from agent.background import Background
 from agent.container.supervisor import Supervisor
 from agent.daemon import bus_object
 from agent.daemon.agent import Agent
@@ -63,7 +64,7 @@ class Api:
         self._peers = Peers(bus)
         self._pending: dict[str, set[asyncio.Task[None]]] = {}
         self._tied: dict[str, set[asyncio.Task[None]]] = {}
-        self._unwatching: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._known: dict[str, dict[str, Variant]] = {}
         self._changed: set[str] = set()
         bus.on_method_call(self._incoming)
@@ -100,12 +101,7 @@ class Api:
             if not found:
                 table.pop(sender, None)
         if sender not in self._tied and sender not in self._operations.subscribers and self._peers.watches(sender):
-            self._unwatch(sender)
-
-    def _unwatch(self, sender: str) -> None:
-        task = asyncio.create_task(self._peers.unwatch(sender))
-        self._unwatching.add(task)
-        task.add_done_callback(self._unwatching.discard)
+            self._background.spawn(self._peers.unwatch(sender))
 
     async def _answer(self, message: Message) -> None:
         try:
@@ -168,7 +164,7 @@ class Api:
         self._operations.subscribers.discard(sender)
         for task in self._tied.pop(sender, ()):
             task.cancel()
-        self._unwatch(sender)
+        self._background.spawn(self._peers.unwatch(sender))
 
     def _property_call(self, message: Message) -> Message:
         path, member = message.path or "", message.member

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from agent import paths as all_paths
 from agent import storage
+from agent.background import Background
 from agent.container.host import Host
 from agent.container.scope import CONTAINERS_TARGET
 from agent.container.supervisor import Supervisor
@@ -26,6 +27,7 @@ from agent.daemon.interface import NAME
 from agent.daemon.metrics import Metrics
 from agent.daemon.operations import Operations
 from agent.daemon.polkit import Polkit
+from agent.daemon.scope_stops import ScopeStops
 from agent.daemon.watching import Watch
 from agent.definition.agent_config import load_config
 from agent.definition.load import Loader
@@ -61,7 +63,8 @@ class App:
         self.executor = None if is_user else Remote(self.paths.executor)
         self.host = Host(self.paths, self.config, self.scopes, self.fd_store, self.executor)
         self.agent = Agent(self.host, Loader(self.paths, self.config))
-        self.scopes.on_stop_queued = self.agent.stop_queued
+        self.stops = ScopeStops(self.agent)
+        self.scopes.on_stop_queued = self.stops.queued
         self.handles = Handles(self.agent)
         self.handle_socket = HandleSocket(self.paths.runtime / "handles", self.handles.verbs)
         self.operations = Operations(self.agent, self.bus.peer_uid, self.bus.peer_pid)
@@ -75,12 +78,12 @@ class App:
         self._ended = asyncio.Event()
         self._status_due = False
         self._last_status = ""
-        self._reload_tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self.bus.on_lost.append(self._bus_lost)
         self.bus.on_back.append(self._bus_back)
 
     def _stop_requested(self, unit: str) -> None:
-        self.agent.stop_requested(unit)
+        self.stops.requested(unit)
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. Raises CleatError when the agent cannot even begin."""
@@ -92,7 +95,7 @@ class App:
             await self.bus.connect()
             await self.scopes.subscribe()
             self.host.cgroup_root = await self.scopes.manager_cgroup()
-            adopted = await adopt(self.agent)
+            adopted = await adopt(self.agent, self.stops)
         self.operations.sessions.adopt(self.agent.supervisors.values())
         if os.geteuid() == 0:
             await self.handle_socket.start()
@@ -175,15 +178,11 @@ class App:
     def _reload(self) -> None:
         """SIGHUP: Type=notify-reload."""
         self.notify.reloading("reading the definitions")
-        task = asyncio.create_task(self._reconcile(announce=True))
-        self._reload_tasks.add(task)
-        task.add_done_callback(self._reload_tasks.discard)
+        self._background.spawn(self._reconcile(announce=True))
 
     def _reload_by_itself(self) -> None:
         """A definition has changed. systemd did not ask, so it is only told the new status."""
-        task = asyncio.create_task(self._reconcile())
-        self._reload_tasks.add(task)
-        task.add_done_callback(self._reload_tasks.discard)
+        self._background.spawn(self._reconcile())
 
     async def _launched(self, first: asyncio.Task[None]) -> None:
         """Wait until the first plan is carried out so far that nothing is being launched: readiness may take long."""
@@ -241,7 +240,7 @@ class App:
 
     async def _bus_back(self) -> None:
         await self.scopes.subscribe()
-        await self.agent.watch_stops()
+        await self.stops.watch()
         await self.handles.take_stock()
         journal.send(journal.Event.BUS_BACK, "connected to the D-Bus broker again")
 

@@ -31,6 +31,7 @@ from collections import OrderedDict
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
+from agent.background import Background
 from agent.container import verbs
 from agent.container.supervisor import Supervisor
 from agent.daemon.agent import Agent
@@ -104,7 +105,7 @@ class Handles:
         self._handles: dict[str, Handle] = {}
         self._due: OrderedDict[str, None] = OrderedDict()
         self._wake = asyncio.Event()
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._background = Background()
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
@@ -361,9 +362,7 @@ class Handles:
         handle = self._handle(name)
         handle.joining = True
         handle.called.clear()
-        job = asyncio.create_task(self._start_unit(name, handle))
-        self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
+        job = self._background.spawn(self._start_unit(name, handle))
         called = asyncio.create_task(handle.called.wait())
         try:
             await asyncio.wait({job, called}, return_when=asyncio.FIRST_COMPLETED)

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
+from agent.background import Background
 from agent.container import session as sessions
 from agent.container.command import parse_request
 from agent.container.host import Host
@@ -30,7 +30,7 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         self._coming: dict[str, int] = {}
         self._seen: dict[str, str] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
 
     async def create(self, supervisor: Supervisor, options: str, owner: int) -> Session:
         """A new session in a running container. Raises InvalidArgument, InvalidState, and why conmon cannot."""
@@ -123,9 +123,7 @@ class Sessions:
                 self._spawn(session.clear())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._guarded(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.spawn(self._guarded(work))
 
     @staticmethod
     async def _guarded(work: Coroutine[Any, Any, None]) -> None:

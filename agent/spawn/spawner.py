@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent.background import Background
 from agent.errors import CleatError
 from agent.process import Process, writable
 from agent.spawn import wire
@@ -54,7 +55,7 @@ class Remote:
         self._asked: dict[int, tuple[Request, asyncio.Future[Process]]] = {}
         self._running: dict[int, asyncio.Future[int]] = {}
         self._told: dict[int, asyncio.Future[bool]] = {}
-        self._telling: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._hello: asyncio.Future[int] | None = None
         self._sending = asyncio.Lock()
 
@@ -110,9 +111,7 @@ class Remote:
         self._next += 1
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._told[self._next] = told
-        task = asyncio.get_running_loop().create_task(self._tell(wire.Notify(self._next, pid, text)))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+        self._background.spawn(self._tell(wire.Notify(self._next, pid, text)))
         return told
 
     async def _tell(self, message: wire.Notify) -> None:
