@@ -32,8 +32,8 @@ from agent.container.scope import FOREGROUND, container_name
 from agent.container.supervisor import Supervisor
 from agent.container.terminal import Terminal
 from agent.definition.agent_config import load_config
-from agent.definition.check import check
-from agent.definition.load import parse_text
+from agent.definition.check import check, check_refused
+from agent.definition.load import load_text
 from agent.definition.model import Definition, Diagnostic, Log, LogDriver, Notify, Restart
 from agent.errors import CleatError, DefinitionRejected, InvalidArgument
 from agent.status import State
@@ -57,14 +57,18 @@ def load(file: str) -> Definition:
         raise InvalidArgument(f"cannot read {file}", why=str(e)) from e
     if len(text) > _SIZE_MAX:
         raise InvalidArgument(f"cannot read {file}", why="it is larger than 1 MiB")
-    definition, found = parse_text(text, path.stem, os.fspath(path))
+    loaded = load_text(text, path.stem, os.fspath(path))
+    definition = loaded.definitions.get(path.stem)
     if definition is None:
+        config, _ = load_config(all_paths.here())
+        found = [*loaded.diagnostics, *(d for refused in loaded.refused for d in check_refused(refused, config))]
         raise DefinitionRejected("\n".join(_errors(found)))
     return definition
 
 
-def _errors(found: tuple[Diagnostic, ...]) -> list[str]:
-    return [str(diagnostic) for diagnostic in found if not diagnostic.warning]
+def _errors(found: Sequence[Diagnostic]) -> list[str]:
+    ordered = sorted(found, key=lambda each: (each.file, each.line, each.column))
+    return [str(diagnostic) for diagnostic in ordered if not diagnostic.warning]
 
 
 def in_foreground(definition: Definition) -> Definition:

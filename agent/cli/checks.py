@@ -11,16 +11,18 @@ import msgspec
 
 from agent.definition import files, toml
 from agent.definition.agent_config import load_config
-from agent.definition.check import check
-from agent.definition.load import Loader, parse_text
+from agent.definition.check import check, check_refused
+from agent.definition.load import Loader, load_text
 from agent.definition.model import Diagnostic
+from agent.definition.position import Positions
 from agent.paths import SYSTEM, for_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agent.definition.agent_config import AgentConfig
-    from agent.definition.model import Definition, Loaded
+    from agent.definition.check import Locate
+    from agent.definition.model import Loaded
     from agent.paths import Paths
 
 _INSTANCE = "instance"  # a template is checked as this instance of it
@@ -62,8 +64,10 @@ def _name(path: Path) -> str:
     return path.stem + _INSTANCE if path.stem.endswith("@") else path.stem
 
 
-def _loaded(loaded: Loaded, config: AgentConfig) -> list[Diagnostic]:
-    return [*loaded.diagnostics, *_on_this_host(loaded.definitions.values(), config)]
+def _loaded(loaded: Loaded, config: AgentConfig, locate: Locate | None = None) -> list[Diagnostic]:
+    on_this_host = [diagnostic for each in loaded.definitions.values() for diagnostic in check(each, config, locate)]
+    on_this_host += [diagnostic for each in loaded.refused for diagnostic in check_refused(each, config, locate)]
+    return [*loaded.diagnostics, *on_this_host]
 
 
 def _lone(name: str, config: AgentConfig, paths: Paths) -> list[Diagnostic]:
@@ -76,12 +80,9 @@ def _lone(name: str, config: AgentConfig, paths: Paths) -> list[Diagnostic]:
     except UnicodeDecodeError:
         return [Diagnostic(file=name, reason="is not UTF-8", hint="save it as UTF-8")]
     container = "stdin" if name == "-" else _name(Path(name))
-    definition, diagnostics = parse_text(text, container, name, paths=paths)
-    return [*diagnostics, *_on_this_host([definition] if definition else [], config)]
-
-
-def _on_this_host(definitions: Iterable[Definition], config: AgentConfig) -> Iterable[Diagnostic]:
-    return (diagnostic for definition in definitions for diagnostic in check(definition, config))
+    positions = Positions(text)
+    loaded = load_text(text, container, name, paths=paths)
+    return _loaded(loaded, config, lambda path: (name, positions.find(path)))
 
 
 def _values(diagnostics: Iterable[Diagnostic]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from agent.container import record as records
 from agent.container.host import Host
 from agent.container.running import Running
 from agent.container.supervisor import Supervisor
-from agent.definition.check import check
+from agent.definition.check import check, check_refused
 from agent.definition.graph import predecessors
 from agent.definition.load import Loader
 from agent.definition.model import Container, Definition, Diagnostic, Loaded
@@ -72,9 +72,9 @@ class Agent:
             problems += found
             if any(not d.warning for d in found):
                 del good[name]
-        self.loaded = Loaded(
-            definitions=good, diagnostics=tuple(problems), templates=loaded.templates, masked=loaded.masked
-        )
+        problems += [found for refused in loaded.refused for found in check_refused(refused, self.host.config)]
+        # What could be read of the refused ones has served its purpose.
+        self.loaded = msgspec.structs.replace(loaded, definitions=good, diagnostics=tuple(problems), refused=())
         self._needed = frozenset(name for d in good.values() for name in predecessors(d.container))
         self._report_diagnostics()
         for loaded_again in self.on_loaded:
@@ -150,16 +150,20 @@ class Agent:
 
     def statuses(self, names: Sequence[str]) -> list[Status]:
         """Of the named containers, or of all; a refused definition is told in `error`. Raises NoSuchContainer."""
-        refused = {d.container: d for d in self.loaded.diagnostics if d.container and not d.warning}
+        refused: dict[str, list[Diagnostic]] = {}
+        for diagnostic in self.loaded.diagnostics:
+            if diagnostic.container and not diagnostic.warning:
+                refused.setdefault(diagnostic.container, []).append(diagnostic)
         chosen = names or sorted(self.supervisors.keys() | refused.keys())
-        return [self._status(name, refused.get(name)) for name in chosen]
+        return [self._status(name, refused.get(name, ())) for name in chosen]
 
-    def _status(self, name: str, refused: Diagnostic | None) -> Status:
-        if refused is None:
+    def _status(self, name: str, refused: Sequence[Diagnostic]) -> Status:
+        if not refused:
             return self.present(name).status()
         known = self.supervisors.get(name)
-        status = known.status() if known else Status(name=name, state=State.FAILED, definition=refused.file)
-        error = f"its definition is refused: {refused}"
+        status = known.status() if known else Status(name=name, state=State.FAILED, definition=refused[0].file)
+        more = f"; {len(refused) - 1} more: cleat check" if len(refused) > 1 else ""
+        error = f"its definition is refused: {refused[0]}{more}"
         return msgspec.structs.replace(status, error=error, error_code=DefinitionRejected.code)
 
     def summary(self) -> str:

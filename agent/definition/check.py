@@ -9,11 +9,12 @@ import json
 import os
 import pwd
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from agent.definition import files, resources
 from agent.definition.agent_config import AgentConfig
-from agent.definition.model import Container, Definition, Diagnostic, MountType, UpdateMode
+from agent.definition.merge import has
+from agent.definition.model import Container, Definition, Diagnostic, MountType, Refused, UpdateMode
 from agent.definition.parse import KeyPath, Problem, show_path
 from agent.definition.position import Position, locate
 from agent.definition.toml import SIZE_MAX
@@ -30,24 +31,52 @@ HostCheck = Callable[[Container, AgentConfig], Iterator[Problem]]
 
 def check(definition: Definition, config: AgentConfig, locate: Locate | None = None) -> tuple[Diagnostic, ...]:
     """All that this host lacks for the definition. `locate` finds the file and place of a key, for drop-ins."""
-    container = definition.container
+    return _diagnose(_problems(definition, config), definition.container, locate)
+
+
+def check_refused(refused: Refused, config: AgentConfig, locate: Locate | None = None) -> tuple[Diagnostic, ...]:
+    """The same for those keys of a refused definition that could be read: all that is wrong is said at once."""
+    raw = refused.definition.raw
+    sound = (
+        problem
+        for problem in _problems(refused.definition, config)
+        if has(raw, problem.path) and not any(_depends(problem.path, fault) for fault in refused.faults)
+    )
+    return _diagnose(sound, refused.definition.container, locate)
+
+
+def _problems(definition: Definition, config: AgentConfig) -> Iterator[Problem]:
+    for host_check in CHECKS:
+        yield from host_check(definition.container, config)
+
+
+def _depends(path: KeyPath, fault: KeyPath) -> bool:
+    """Whether a fault says something of what is at `path`. An element that could not be read is missing in its array,
+    so that those behind it have other numbers.
+    """
+    for i, (mine, other) in enumerate(zip(path, fault, strict=False)):
+        if mine != other:
+            return isinstance(mine, int) and isinstance(other, int) and i + 1 == len(fault)
+    return True
+
+
+def _diagnose(problems: Iterable[Problem], container: Container, locate: Locate | None) -> tuple[Diagnostic, ...]:
     find = locate or functools.partial(_locate_in_source, container.source)
     found = []
-    for host_check in CHECKS:
-        for problem in host_check(container, config):
-            file, position = find(problem.path)
-            found.append(
-                Diagnostic(
-                    file=file,
-                    line=position.line,
-                    column=position.column,
-                    key=show_path(problem.path),
-                    reason=problem.reason,
-                    hint=problem.hint,
-                    container=container.name,
-                    warning=problem.warning,
-                )
+    for problem in problems:
+        file, position = find(problem.path)
+        found.append(
+            Diagnostic(
+                file=file,
+                line=position.line,
+                column=position.column,
+                key=show_path(problem.path),
+                reason=problem.reason,
+                hint=problem.hint,
+                container=container.name,
+                warning=problem.warning,
             )
+        )
     return tuple(found)
 
 

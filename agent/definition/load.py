@@ -19,7 +19,7 @@ from agent.definition import env_file, files, graph, merge, toml
 from agent.definition.agent_config import AgentConfig, with_defaults
 from agent.definition.files import FileId, Unusable
 from agent.definition.merge import Source
-from agent.definition.model import Container, Definition, Diagnostic, Loaded
+from agent.definition.model import Container, Definition, Diagnostic, Loaded, Refused
 from agent.definition.parse import Problem, Problems, read_table
 from agent.definition.rules import check_rules
 from agent.definition.search import DropIn, Found, Survey, survey
@@ -31,12 +31,10 @@ from agent.paths import SYSTEM, Paths
 EXAMPLE_INSTANCE = "instance"
 
 
-def read_definition(raw: Mapping[str, Any], name: str, source: str, problems: Problems) -> Definition | None:
-    """A definition from its final table; None when `problems` has more than warnings afterwards. Pure."""
+def read_definition(raw: Mapping[str, Any], name: str, source: str, problems: Problems) -> Definition:
+    """A definition from its final table. Keys with problems have their defaults: it must not be used then. Pure."""
     container = read_table(Container, raw, problems, name=name, source=source)
     check_rules(container, raw, problems)
-    if any(not problem.warning for problem in problems):
-        return None
     return Definition(container=container, raw=dict(raw), digest=digest(raw))
 
 
@@ -63,15 +61,20 @@ def parse_text(
     text: str, name: str, source: str, *, paths: Paths = SYSTEM
 ) -> tuple[Definition | None, tuple[Diagnostic, ...]]:
     """A definition from the text of one file; environment files are read relative to `source`."""
+    loaded = load_text(text, name, source, paths=paths)
+    return loaded.definitions.get(name), loaded.diagnostics
+
+
+def load_text(text: str, name: str, source: str, *, paths: Paths = SYSTEM) -> Loaded:
+    """The same, with what could be read where it is refused."""
     result = toml.read_text(text.removeprefix("\ufeff"))
     if isinstance(result, toml.SyntaxFault):
-        return None, (merge.syntax_diagnostic(source, result, name),)
+        return Loaded(definitions={}, diagnostics=(merge.syntax_diagnostic(source, result, name),))
     try:
         check_name(name)
     except InvalidValue as e:
-        return None, (Diagnostic(file=source, reason=e.reason, hint=e.hint),)
-    built = _build(name, [Source(source, *result)], AgentConfig(), paths)
-    return built.definition, built.diagnostics
+        return Loaded(definitions={}, diagnostics=(Diagnostic(file=source, reason=e.reason, hint=e.hint),))
+    return _loaded({name: _build(name, [Source(source, *result)], AgentConfig(), paths)})
 
 
 class _Built(NamedTuple):
@@ -79,11 +82,20 @@ class _Built(NamedTuple):
 
     definition: Definition | None
     diagnostics: tuple[Diagnostic, ...]
+    refused: Refused | None = None
     environment: tuple[tuple[str, FileId | None], ...] = ()
     inputs: tuple[FileId | None, ...] = ()
 
     def is_current(self, inputs: tuple[FileId | None, ...]) -> bool:
         return self.inputs == inputs and all(files.stat_id(path) == known for path, known in self.environment)
+
+
+def _loaded(built: Mapping[str, _Built]) -> Loaded:
+    return Loaded(
+        definitions={name: one.definition for name, one in built.items() if one.definition is not None},
+        refused=tuple(one.refused for one in built.values() if one.refused is not None),
+        diagnostics=tuple(diagnostic for one in built.values() for diagnostic in one.diagnostics),
+    )
 
 
 def _build(name: str, sources: Sequence[Source], config: AgentConfig, paths: Paths) -> _Built:
@@ -96,10 +108,12 @@ def _build(name: str, sources: Sequence[Source], config: AgentConfig, paths: Pat
     problems += [Problem(path, fault.reason, fault.hint) for path, fault in faults]
     environment = _Environment(raw, sources, name, problems)
     definition = read_definition(raw, name, main, problems)
-    diagnostics = environment.diagnostics + merge.diagnose(problems, sources, name)
-    if any(not diagnostic.warning for diagnostic in diagnostics):
-        definition = None
-    return _Built(definition, tuple(diagnostics), tuple(environment.ids.items()))
+    diagnostics = tuple(environment.diagnostics + merge.diagnose(problems, sources, name))
+    files_read = tuple(environment.ids.items())
+    if all(diagnostic.warning for diagnostic in diagnostics):
+        return _Built(definition, diagnostics, environment=files_read)
+    wrong = tuple(problem.path for problem in problems if not problem.warning)
+    return _Built(None, diagnostics, Refused(definition=definition, faults=wrong), files_read)
 
 
 class _Environment:
@@ -181,19 +195,13 @@ class Loader:
         loaded = self._load(found, [name] if exists else [])
         masked = found.masked & {name, template_of(name)}
         mine = tuple(d for d in loaded.diagnostics if d.container == name)
-        return Loaded(definitions=loaded.definitions, diagnostics=mine, masked=(name,) if masked else ())
+        return msgspec.structs.replace(loaded, diagnostics=mine, templates=(), masked=(name,) if masked else ())
 
     def _load(self, found: Survey, names: Iterable[str]) -> Loaded:
-        definitions: dict[str, Definition] = {}
-        diagnostics = list(found.diagnostics)
-        for name in names:
-            built = self._one(name, found)
-            diagnostics += built.diagnostics
-            if built.definition is not None:
-                definitions[name] = built.definition
-        return Loaded(
-            definitions=definitions,
-            diagnostics=tuple(diagnostics),
+        loaded = _loaded({name: self._one(name, found) for name in names})
+        return msgspec.structs.replace(
+            loaded,
+            diagnostics=(*found.diagnostics, *loaded.diagnostics),
             templates=tuple(sorted(name for name in found.files if name.endswith("@"))),
             masked=tuple(sorted(found.masked)),
         )

@@ -382,10 +382,18 @@ class Diagnostic(msgspec.Struct, frozen=True, kw_only=True):
         return f"{text} ({self.hint})" if self.hint else text
 
 
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """What could be read of a definition that is refused, and the paths of the keys that could not."""
+
+    definition: Definition
+    faults: tuple[tuple[str | int, ...], ...] = ()
+
+
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """All that the definition folders hold: good definitions by name, diagnostics, templates, masked names."""
 
     definitions: dict[str, Definition]
+    refused: tuple[Refused, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
     templates: tuple[str, ...] = ()
     masked: tuple[str, ...] = ()

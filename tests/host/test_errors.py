@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.host.hosts import Host
 
 BAD = """\
-rootfs = "/srv/base"
+rootfs = "/srv/nowhere"
 comand = ["/bin/sh"]
 command = ["/bin/true"]
 [service]
@@ -25,6 +25,7 @@ tasks_max = -1
 listen_stream = "notaport"
 """
 PLACES = {
+    ("rootfs", 1, 1),
     ("comand", 2, 1),
     ("service.restart", 5, 1),
     ("service.timeout_stop_sec", 6, 1),

@@ -10,8 +10,8 @@ import pytest
 
 from agent.definition import check as check_module
 from agent.definition.agent_config import AgentConfig
-from agent.definition.check import available_controllers, check, find_runtime
-from agent.definition.load import parse_text
+from agent.definition.check import available_controllers, check, check_refused, find_runtime
+from agent.definition.load import load_text, parse_text
 from agent.definition.model import Diagnostic
 
 
@@ -179,3 +179,51 @@ def test_what_this_version_does_not_do_is_refused(tmp_path: Path, config: AgentC
     assert diagnostic.key == key
     assert "this version" in diagnostic.reason
     assert diagnostic.hint
+
+
+REFUSED = """
+rootfs = "/nowhere"
+comand = ["x"]
+timezone = 7
+[[mount]]
+source = "/nowhere/a"
+target = "relative"
+[[mount]]
+source = "/nowhere/b"
+target = "/b"
+[[socket]]
+listen_stream = "x y"
+[log]
+driver = "k8s-file"
+path = "/nowhere/log"
+colour = true
+"""
+
+
+def test_what_can_be_read_of_a_refused_definition_is_checked_too(tmp_path: Path, config: AgentConfig) -> None:
+    source = tmp_path / "web.toml"
+    source.write_text(REFUSED)
+    loaded = load_text(REFUSED, "web", str(source))
+    assert not loaded.definitions
+    (refused,) = loaded.refused
+    found = {d.key: (d.line, d.reason) for d in check_refused(refused, config)}
+    assert found == {
+        "rootfs": (2, "/nowhere does not exist"),
+        "mount[0].source": (6, "/nowhere/a does not exist"),
+        "mount[1].source": (9, "/nowhere/b does not exist"),
+        "log.path": (15, "the folder /nowhere does not exist"),
+    }
+    assert {"comand", "timezone", "mount[0].target", "log.colour"} <= {d.key for d in loaded.diagnostics}
+
+
+def test_elements_that_cannot_be_told_apart_are_not_checked(tmp_path: Path, config: AgentConfig) -> None:
+    text = f'rootfs = "{tmp_path}"\ncommand = ["x"]\n[security]\ndevices = [5, "/dev/nothing"]\n'
+    (refused,) = load_text(text, "web", str(tmp_path / "web.toml")).refused
+    assert check_refused(refused, config) == ()
+
+
+def test_defaults_in_place_of_what_is_wrong_are_not_checked(tmp_path: Path) -> None:
+    nothing = AgentConfig(conmon_path=(), runtimes={"crun": ("/nowhere/crun",)})
+    text = f'rootfs = "{tmp_path}"\ncommand = ["x"]\n[runtime]\nname = 5\n'
+    (refused,) = load_text(text, "web", str(tmp_path / "web.toml")).refused
+    assert [d.key for d in check_refused(refused, nothing)] == []

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.host import samples
+from tests.host.counts import counts, grown
 
 if TYPE_CHECKING:
     from tests.host.hosts import Host
@@ -48,6 +49,26 @@ def test_a_hog_is_restarted_as_a_failure(clean: Host) -> None:
     clean.wait_event("web", "oom", timeout=60)
     clean.wait_event("web", "backoff")
     assert clean.status("web")["state"] == "backoff"
+
+
+def test_nothing_is_left_of_many_hogs(clean: Host) -> None:
+    def hogs() -> None:
+        text = limited('memory_max = "32M"\nmemory_swap_max = 0\n', HOG, 'restart = "no"')
+        names = [f"hog{i}" for i in range(4)]
+        samples.add(clean, **dict.fromkeys(names, text))
+        since = clean.cursor()
+        clean.reload()
+        for name in names:
+            clean.wait_event(name, "oom", timeout=60, since=since)
+        clean.run("rm -f /etc/cleat/containers/*.toml")
+        clean.reload()
+
+    hogs()
+    before = counts(clean)
+    for _ in range(3):
+        hogs()
+    assert grown(clean, before) == {}
+    assert samples.faults(clean) == []
 
 
 def test_tasks_max(clean: Host) -> None:
