@@ -32,10 +32,13 @@ EXAMPLE_INSTANCE = "instance"
 
 
 def read_definition(raw: Mapping[str, Any], name: str, source: str, problems: Problems) -> Definition:
-    """A definition from its final table. Keys with problems have their defaults: it must not be used then. Pure."""
+    """A definition from its final table; pure. Where `problems` has more than warnings afterwards it must not be used:
+    keys with problems have their defaults, and there is no digest.
+    """
     container = read_table(Container, raw, problems, name=name, source=source)
     check_rules(container, raw, problems)
-    return Definition(container=container, raw=dict(raw), digest=digest(raw))
+    is_sound = all(problem.warning for problem in problems)
+    return Definition(container=container, raw=dict(raw), digest=digest(raw) if is_sound else "")
 
 
 def digest(raw: Mapping[str, Any]) -> str:

@@ -151,10 +151,7 @@ def mount_idmapped(source: str, target: str, user_namespace: int) -> None:
     try:
         tree = trees.id_mapped(source, user_namespace)
     except OSError as e:
-        hint = (
-            f"its file system ({file_system_of(source)}) cannot do ID-mapped mounts: use ext4, xfs or btrfs and "
-            'Linux 5.19 or newer, or user_namespace = "host"'
-        )
+        hint = "" if e.errno == errno.ENOENT else _idmap_hint(source)
         raise RuntimeFailed(f"cannot shift the owners of {source}", why=e.strerror or str(e), hint=hint) from e
     try:
         trees.attach(tree, target)
@@ -162,6 +159,13 @@ def mount_idmapped(source: str, target: str, user_namespace: int) -> None:
         raise RuntimeFailed(f"cannot mount {source}", why=e.strerror or str(e)) from e
     finally:
         os.close(tree)
+
+
+def _idmap_hint(source: str) -> str:
+    return (
+        f"its file system ({file_system_of(source)}) cannot do ID-mapped mounts: use ext4, xfs or btrfs and "
+        'Linux 5.19 or newer, or user_namespace = "host"'
+    )
 
 
 def mount_secrets(target: str, *, size: int) -> None:
