@@ -38,6 +38,7 @@ from agent.container.running import Running
 from agent.container.timers import Timers
 from agent.definition.model import HealthAction, Notify, Service, ServiceType
 from agent.errors import CleatError
+from agent.flag import Mailbox
 from agent.status import State
 from agent.systemd import journal
 from agent.systemd.notification import Notification, Phase
@@ -58,7 +59,7 @@ class Run:
         self.watchdog_sec = 0.0
         self.start_until = 0.0
         self.timers = Timers(self.post)
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: Mailbox[Event] = Mailbox()
         self._stop: StopRequested | None = None
         self._cause: Cause | None = None
         self._step = 0
@@ -72,7 +73,7 @@ class Run:
         return self.owner.definition.container.service
 
     def post(self, event: Event) -> None:
-        self._events.put_nowait(event)
+        self._events.post(event)
 
     async def follow(self, *, adopted: bool) -> Outcome:
         """Handle events until conmon has ended, and say how it ended."""
@@ -87,7 +88,7 @@ class Run:
                 self._take_up()
             else:
                 self._begin()
-            while not isinstance(event := await self._events.get(), Exited):
+            while not isinstance(event := await self._events.next(), Exited):
                 self._handle(event)
             self._hearing.forget()
             if pidfd < 0 and self._cause is None:
@@ -121,8 +122,7 @@ class Run:
         """Stop listening and watching; the container is not touched."""
         self.timers.cancel_all()
         self._hearing.close()
-        while not self._events.empty():
-            event = self._events.get_nowait()
+        for event in self._events.drain():
             for fd in event.fds if isinstance(event, Notified) else ():
                 os.close(fd)
         if self._health is not None:
@@ -155,7 +155,7 @@ class Run:
         service = self._service
         age = time.time() - self.owner.started_at
         self.timers.set("runtime", service.runtime_max_sec - age, RuntimeMaxReached())
-        record = self.owner.adopted
+        record, self.owner.adopted = self.owner.adopted, None
         assert record is not None
         self.watchdog_sec = record.watchdog_sec or service.watchdog_sec
         self._start_health()

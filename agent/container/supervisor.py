@@ -31,6 +31,7 @@ from agent.container.running import Running, reopen
 from agent.container.waiters import Waiters
 from agent.definition.model import Definition, ServiceType
 from agent.errors import CleatError, InvalidState, RuntimeFailed
+from agent.flag import Flag
 from agent.oci.runtime import Runtime
 from agent.status import State, Status
 from agent.systemd import journal
@@ -68,8 +69,8 @@ class Supervisor:
         self.ports = ReservedPorts(definition.name, host.fd_store)
         self.before_program: Callable[[Running], None] = lambda _: None
         self._leftovers = ended.Leftovers(host, definition.name)
-        self._stop_wanted = asyncio.Event()
-        self._wait_over = asyncio.Event()
+        self._stop_wanted = Flag()
+        self._wait_over = Flag()
         self._waiters = Waiters()
 
     # Asked from outside
@@ -164,6 +165,11 @@ class Supervisor:
         self.save()
         self._on_change(self)
 
+    def read_again(self, definition: Definition) -> None:
+        """The definition has been read again, and is the same: it need not be held twice."""
+        self.definition = definition
+        self.listening.container = definition.container
+
     def request_stop(self, request: StopRequested) -> None:
         """Ask for a stop without waiting; a later request may only bring the deadline forward."""
         self.wanted = False
@@ -184,7 +190,6 @@ class Supervisor:
         self.restarts, self.attempt = record.restarts, record.attempt
         self.started_at, self.last_id = record.started_at, record.id
         self.status_text, self.health = record.status_text, record.health
-        self.adopted = record
         self.last = record.outcome()
         self.listening.kept.take_back(record.stored_fds)
         if record.is_at_rest:
@@ -197,7 +202,7 @@ class Supervisor:
             return False
         self.state = State.PAUSED if record.state is State.PAUSED else State.RUNNING
         self.ready = record.ready
-        self.running = running
+        self.running, self.adopted = running, record
         if self.host.config.reserve_ports:
             self.ports.adopt(self.definition.container)
         self._task = asyncio.create_task(self._supervise(running), name=f"container {self.name}")

@@ -67,6 +67,7 @@ class Agent:
         for name, definition in loaded.definitions.items():
             known = self.supervisors.get(name)
             if known is not None and known.definition.digest == definition.digest:
+                known.read_again(definition)
                 continue
             found = check(definition, self.host.config)
             problems += found

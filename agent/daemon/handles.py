@@ -37,6 +37,7 @@ from agent.container.supervisor import Supervisor
 from agent.daemon.agent import Agent
 from agent.daemon.handle_socket import Client, Verb
 from agent.errors import CleatError, InvalidState, RuntimeFailed
+from agent.flag import Flag
 from agent.process import ProcessRef, release_memory
 from agent.spawn import tool
 from agent.status import State, Status
@@ -79,8 +80,8 @@ class Handle:
         self.text: str | None = None
         self.waiting: set[int] = set()
         self.joining = False
-        self.called = asyncio.Event()
-        self.changed = asyncio.Event()
+        self.called = Flag()
+        self.changed = Flag()
         self.expected: asyncio.TimerHandle | None = None
         self.refused = False
         self.restart_too: list[str] = []
@@ -113,7 +114,10 @@ class Handles:
         return {"start": self.start, "stop": self.stop, "reload": self.reload, "ended": self.ended}
 
     def _handle(self, name: str) -> Handle:
-        return self._handles.setdefault(name, Handle())
+        handle = self._handles.get(name)
+        if handle is None:
+            handle = self._handles[name] = Handle()
+        return handle
 
     def _tell_as(self, pid: int, *assignments: str) -> asyncio.Future[bool]:
         return self._agent.host.notify_as(pid, "\n".join(assignments))

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2] / "agent"
 
 LAYERS = (
-    {"background", "errors", "status", "paths", "files", "__init__"},
+    {"background", "errors", "flag", "status", "paths", "files", "__init__"},
     {"definition", "process", "cgroup", "spawn"},
     {"systemd"},
     {"conmon", "oci", "images", "network", "storage"},
