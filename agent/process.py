@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent import files
 from agent.errors import CleatError
 from agent.spawn import child
 
@@ -88,6 +89,14 @@ class ProcessRef(msgspec.Struct, frozen=True):
         finally:
             os.close(fd)
         return True
+
+
+def is_named(pid: int, word: str) -> bool:
+    """Whether `word` is an argument of the process, proc_pid_cmdline(5)."""
+    try:
+        return word.encode() in files.read(f"/proc/{pid}/cmdline").split(b"\0")
+    except OSError:
+        return False
 
 
 async def pidfd_ready(pidfd: int) -> None:
@@ -164,10 +173,6 @@ class Process:
             self._code = _UNKNOWN_CODE
             self._close()
             return self._code
-
-    def forget(self) -> None:
-        """Nobody will wait for it: it is the executor's child."""
-        self._close()
 
     def _close(self) -> None:
         if self.pidfd >= 0:

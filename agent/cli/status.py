@@ -92,7 +92,8 @@ def _ending(each: dict[str, Any]) -> str:
     if each["oom_killed"]:
         return "out of memory"
     code = each["exit_code"]
-    return "" if code is None else "exit code unknown" if code < 0 else f"exit code {code}"
+    # Nobody knows a code and there is no error: only a stop in the middle of a start ends so.
+    return "" if code is None else "stopped before it ran" if code < 0 else f"exit code {code}"
 
 
 def colour(each: dict[str, Any]) -> str:

@@ -17,13 +17,14 @@ from pathlib import Path
 import msgspec
 
 from agent import files
-from agent.errors import ConmonFailed, DeadlineExceeded
+from agent.errors import CleatError, ConmonFailed, DeadlineExceeded
 from agent.process import Process, ProcessRef, pidfd_ready
 from agent.spawn.request import OWN_NULL, Mount, Request
 from agent.spawn.spawner import Spawner
 
 _PACKET = 1 << 16
 _STDERR_CAP = 8192
+_FORK_DEADLINE = 5.0
 
 
 class SyncMessage(msgspec.Struct, frozen=True):
@@ -61,6 +62,7 @@ class Monitor:
         self._start = start
         self._attach = attach
         self._stderr = stderr
+        self._is_released = False
 
     @classmethod
     async def spawn(
@@ -108,6 +110,7 @@ class Monitor:
 
     def release(self) -> None:
         """The byte on the start pipe: conmon goes on. For exec the second call starts the command."""
+        self._is_released = True
         with suppress(OSError):  # conmon is gone: its exit code and words say why
             self._start.ours.send(b"\0")
 
@@ -116,6 +119,17 @@ class Monitor:
         code = await self.process.wait()
         if code != 0:
             raise ConmonFailed(f"conmon exited with status {code}", why=self.early_words(), hint="journalctl -t conmon")
+
+    async def reap(self) -> None:
+        """See conmon's first process gone, which has to be before close(): a closed pipe is a go.
+
+        By force where it waits for its release; else it is let write the pid file of its fork, which takes it no time.
+        """
+        if self._is_released:
+            with suppress(TimeoutError, CleatError):
+                async with asyncio.timeout(_FORK_DEADLINE):
+                    await self.process.wait()
+        await self.process.reap()
 
     async def message(self) -> SyncMessage | None:
         """The next message on the sync pipe; None at its end (conmon had nothing to say)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -15,7 +16,7 @@ from agent.container.placement import SHARED_SCOPE, SHARED_SLICE, Placement
 from agent.definition.graph import predecessors
 from agent.definition.model import Container
 from agent.errors import CleatError, ScopeFailed
-from agent.process import pidfd_ready
+from agent.process import is_named, pidfd_ready
 from agent.systemd.scopes import Property
 
 _END_DEADLINE = 5.0
@@ -107,19 +108,45 @@ async def remove(place: Placement) -> None:
         cgroup.remove(group)
 
 
-async def kill_and_see_gone(group: str) -> None:
-    """SIGKILL everything in a cgroup and see it gone, so that the cgroup can be removed."""
-    pidfds: list[int] = []
-    for pid in cgroup.processes(group):
-        with suppress(OSError):
-            pidfds.append(os.pidfd_open(pid))
-    cgroup.kill(group)
-    try:
+async def discard_units(host: Host, place: Placement) -> None:
+    """The scopes of a start that failed, after its processes were killed."""
+    with suppress(CleatError):
+        for unit in place.units:
+            await host.scopes.discard(unit)
+        if place.monitor_unit == SHARED_SCOPE:
+            async with _shared_turn:
+                await host.scopes.discard(SHARED_SCOPE)
+
+
+async def kill_and_see_gone(group: str, *, named: str = "") -> None:
+    """SIGKILL everything in a cgroup and see it gone, so that the cgroup can be removed.
+
+    With `named` only the processes that have it among their arguments.
+    """
+    with suppress(TimeoutError):  # one that cannot be killed now (state D): the cgroup goes with the container
         async with asyncio.timeout(_END_DEADLINE):
+            while await _members_gone(group, named):
+                pass
+
+
+async def _members_gone(group: str, named: str) -> bool:
+    """Returns whether there were any: one may just have had a child."""
+    pidfds: list[int] = []
+    try:
+        for pid in cgroup.processes(group):
+            with suppress(OSError):
+                pidfds.append(os.pidfd_open(pid))
+                if named and not (is_named(pid, named) and cgroup.contains(group, pid)):
+                    os.close(pidfds.pop())
+        if named:
             for pidfd in pidfds:
-                await pidfd_ready(pidfd)
-    except TimeoutError:
-        pass  # one that cannot be killed now (state D): the cgroup goes with the container
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        else:
+            cgroup.kill(group)
+        for pidfd in pidfds:
+            await pidfd_ready(pidfd)
     finally:
         for pidfd in pidfds:
             os.close(pidfd)
+    return bool(pidfds)

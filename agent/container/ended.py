@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 
 from agent import cgroup, storage
 from agent.conmon import monitor
@@ -17,11 +17,13 @@ from agent.container.outcome import UNKNOWN_EXIT_CODE, Cause, Outcome
 from agent.container.placement import Placement
 from agent.container.record import Record
 from agent.container.running import Running
-from agent.errors import CleatError
+from agent.errors import CleatError, DeadlineExceeded
 from agent.oci.runtime import Runtime
+from agent.process import is_named
 from agent.spawn.spawner import HERE
 
 logger = logging.getLogger(__name__)
+_END_DEADLINE = 5.0
 
 
 def outcome_of(host: Host, running: Running, cause: Cause | None) -> Outcome:
@@ -46,29 +48,35 @@ async def clear(host: Host, container_id: str, record: Record | None, runtimes: 
     """Remove a bundle that no supervisor owns: what a former agent left half-made. Its processes were ended before."""
     if record is not None and record.cgroup:
         cgroup.kill(record.cgroup)
-    _kill_conmon(host, container_id)
+    await _kill_conmon(host, container_id)
     for runtime in runtimes:
         await delete(runtime, container_id)
     await remove(host, container_id)
 
 
-def kill_all(host: Host, container_id: str, place: Placement) -> None:
-    """Everything of a start that fails: the container's own group, and its conmon wherever that is."""
-    cgroup.kill(place.cgroup)
-    _kill_conmon(host, container_id)
+async def kill_all(host: Host, container_id: str, place: Placement) -> None:
+    """End everything of a start that fails, and see it gone: conmon, wherever that is, and the groups."""
+    await _kill_conmon(host, container_id)
+    if place.supervisor_is_shared:
+        await cgroups.kill_and_see_gone(place.supervisor, named=container_id)
+    for group in place.groups:
+        await cgroups.kill_and_see_gone(group)
 
 
-def _kill_conmon(host: Host, container_id: str) -> None:
+async def _kill_conmon(host: Host, container_id: str) -> None:
     conmon = monitor.read_pid(os.fspath(host.paths.bundle(container_id) / "conmon.pid"))
-    if conmon is not None and _is_conmon_of(conmon.pid, container_id):
-        conmon.send_signal(signal.SIGKILL)
-
-
-def _is_conmon_of(pid: int, container_id: str) -> bool:
+    pidfd = conmon.open_pidfd() if conmon is not None else None
+    if conmon is None or pidfd is None:
+        return
     try:
-        return container_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
+        if is_named(conmon.pid, container_id):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            with suppress(DeadlineExceeded):
+                await monitor.wait_ended(pidfd, deadline=_END_DEADLINE)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
 
 
 async def tidy(host: Host, running: Running) -> None:

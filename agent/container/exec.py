@@ -188,6 +188,9 @@ class Execution:
     async def end(self, *, patience: float = 0.0) -> None:
         """Leave nothing: conmon (after `patience` seconds by force), pipes, folder."""
         try:
+            if self._monitor is not None and self._pidfd < 0:
+                await self._monitor.reap()
+                self.adopt()
             if self._pidfd >= 0:
                 await self._see_conmon_end(patience)
             if self._monitor is not None:

@@ -59,12 +59,19 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         return self.monitor_unit or ("" if self.runtime_scope else self.unit)
 
     @property
+    def groups(self) -> tuple[str, ...]:
+        """The cgroups that are this container's alone."""
+        return (self.cgroup,) if self.supervisor_is_shared or self.is_together else (self.cgroup, self.supervisor)
+
+    @property
+    def supervisor_is_shared(self) -> bool:
+        """Whether conmons of other containers live beside this one's."""
+        return self.monitor_unit == SHARED_SCOPE or self.supervisor.endswith("/conmon")
+
+    @property
     def own_groups(self) -> tuple[str, ...]:
         """Groups to remove at the end where systemd does not."""
-        if self.unit:
-            return ()
-        shared = self.supervisor.endswith("/conmon")
-        return (self.cgroup,) if shared or self.is_together else (self.cgroup, self.supervisor)
+        return () if self.unit else self.groups
 
     @property
     def is_together(self) -> bool:

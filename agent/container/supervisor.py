@@ -272,6 +272,7 @@ class Supervisor:
             stopping.cancel()
             if not starting.done():
                 starting.cancel()
+                await asyncio.wait({starting})
         try:
             running = await starting
         except asyncio.CancelledError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from agent.background import completed
 
 
 @asynccontextmanager
@@ -15,9 +17,5 @@ async def undone_on_failure() -> AsyncIterator[AsyncExitStack]:
     try:
         yield undo
     except BaseException:
-        unwinding = asyncio.create_task(undo.aclose())
-        while not unwinding.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.shield(unwinding)
-        unwinding.result()
+        await completed(asyncio.create_task(undo.aclose()))
         raise

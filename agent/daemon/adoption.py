@@ -72,6 +72,7 @@ async def _clear_leftovers(agent: Agent, by_id: Mapping[str, Record], keep: set[
     for unit in await agent.host.scopes.list(["cleat-*.scope"]):
         if unit.name not in adopted:
             cgroup.kill(await agent.host.scopes.control_group(unit.name))
+            await agent.host.scopes.discard(unit.name)
     try:
         present = {path.name for path in agent.host.paths.bundles.iterdir()}
     except FileNotFoundError:

@@ -7,10 +7,11 @@ import asyncio
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent.background import Background
+from agent.background import Background, completed
 from agent.errors import CleatError
 from agent.process import Process, writable
 from agent.spawn import wire
@@ -18,6 +19,7 @@ from agent.spawn.child import bounding_set
 from agent.spawn.request import Request, carry_out
 
 _HINT = "journalctl -u cleat-executor"
+_ANSWER_DEADLINE = 10.0
 
 
 class Spawner(Protocol):
@@ -99,8 +101,9 @@ class Remote:
         try:
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
-            # It comes into being all the same, and nobody will want it.
-            answer.add_done_callback(_end_unwanted)
+            # It comes into being all the same, and who asked will clean up behind it: not before it is over.
+            ending = self._background.spawn(_end_unwanted(answer))
+            await completed(asyncio.create_task(asyncio.wait({ending}, timeout=_ANSWER_DEADLINE)))
             raise
 
     def notify_as(self, pid: int, text: str) -> asyncio.Future[bool]:
@@ -222,11 +225,10 @@ def _fail(future: asyncio.Future[Any], error: CleatError) -> None:
     future.exception()
 
 
-def _end_unwanted(answer: asyncio.Future[Process]) -> None:
-    if not answer.cancelled() and answer.exception() is None:
-        process = answer.result()
-        process.kill()
-        process.forget()
+async def _end_unwanted(answer: asyncio.Future[Process]) -> None:
+    with suppress(CleatError, OSError):
+        process = await answer
+        await process.reap()
 
 
 def _gone(request: Request) -> CleatError:

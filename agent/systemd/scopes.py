@@ -12,6 +12,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -156,15 +157,27 @@ class Scopes:
         rule = _removed_rule(unit)
         await self._bus.add_match(rule)
         try:
-            for found in await self.list([unit]):
-                if found.active_state == "failed":
-                    await self.reset_failed(unit)
-                if found.active_state in {"active", "activating"} and not await self._is_populated(unit):
-                    await self.stop(unit, wait=False)
+            if await self.discard(unit):
                 await removed.wait()
         finally:
             self._removals.pop(unit, None)
             await self._bus.remove_match(rule)
+
+    async def discard(self, unit: str) -> bool:
+        """Have a scope go that failed or has no process any more; returns whether it was there.
+
+        systemd waits for the kernel to say that a cgroup has become empty. One whose only process was ending while it
+        was moved there never does, and asked to stop, such a scope waits for its Controller first (systemd's scope.c).
+        """
+        found = await self.list([unit])
+        for one in found:
+            if one.active_state == "failed":
+                await self.reset_failed(unit)
+            elif one.active_state in {"active", "activating"} and not await self._is_populated(unit):
+                with suppress(ScopeFailed):
+                    await self._bus.call(SYSTEMD, unit_path(unit), f"{SYSTEMD}.Scope", "Abandon")
+                await self.stop(unit, wait=False)
+        return bool(found)
 
     async def _is_populated(self, unit: str) -> bool:
         group = await self.control_group(unit)

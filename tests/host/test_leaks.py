@@ -47,6 +47,39 @@ def test_nothing_is_left_of_many_lives(clean: Host) -> None:
     assert samples.faults(clean) == []
 
 
+FLAP = 'restart_sec = "0"\nrestart_steps = 0\n'
+STOPS = r"""
+import random, subprocess, sys, time
+
+random.seed(1)
+names = sys.argv[1:]
+for _ in range(40):
+    subprocess.run(["cleat", "start", *names], check=False, timeout=30)
+    time.sleep(random.uniform(0.0, 0.1))
+    subprocess.run(["cleat", "stop", *names], check=False, timeout=30)
+"""
+
+
+def test_nothing_is_left_of_starts_that_are_stopped_half_way(clean: Host) -> None:
+    """Containers that end at once and start anew without a pause are stopped at any moment of that."""
+    tables = {
+        "plain": "",
+        "runc": '[runtime]\nname = "runc"\n',
+        "enabled": '[cgroup]\nmode = "enabled"\n',
+        "shared": '[cgroup]\nmode = "no-conmon"\n',
+        "bare": '[cgroup]\nmanager = "cgroupfs"\n',
+    }
+    clean.reload()
+    before = counts(clean)
+    samples.add(clean, **{name: samples.service("exit 1", FLAP + text) for name, text in tables.items()})
+    clean.reload()
+    clean.run(["python3", "-c", STOPS, *tables], timeout=120)
+    clean.run("rm -f /etc/cleat/containers/*.toml")
+    clean.reload()
+    assert grown(clean, before) == {}
+    assert samples.faults(clean) == []
+
+
 def test_host_mounts_do_not_show_containers(clean: Host) -> None:
     before = clean.read("/proc/1/mountinfo")
     samples.run(clean, web=samples.definition())

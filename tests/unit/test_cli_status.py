@@ -84,6 +84,10 @@ def test_each_state_has_a_colour_and_a_text(state: State) -> None:
     assert dict(status.details(each, NOW))["State"].startswith(state.value)
 
 
+def test_a_stop_in_the_middle_of_a_start_is_said() -> None:
+    assert status.summary(value(state=State.INACTIVE, exit_code=-1)) == "stopped before it ran"
+
+
 def test_what_is_up_here_is_what_is_up_everywhere() -> None:
     assert {state.value for state in State if state.is_up} == status._UP  # noqa: SLF001
 

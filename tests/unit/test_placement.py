@@ -72,6 +72,16 @@ def test_cgroupfs_makes_no_units(mode: CgroupMode) -> None:
 
 @pytest.mark.parametrize("manager", MANAGERS)
 @pytest.mark.parametrize("mode", MODES)
+def test_what_others_share_is_not_its_own(mode: CgroupMode, manager: CgroupManager) -> None:
+    found = place(mode, manager)
+    assert found.supervisor_is_shared == (mode is CgroupMode.NO_CONMON)
+    assert found.cgroup in found.groups
+    is_covered = any(found.supervisor.startswith(group) for group in found.groups)
+    assert is_covered != found.supervisor_is_shared
+
+
+@pytest.mark.parametrize("manager", MANAGERS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("root", ["", "/", "/user.slice/user@1000.service"])
 def test_everything_is_ours_to_write(mode: CgroupMode, manager: CgroupManager, root: str) -> None:
     found = place(mode, manager, root)
