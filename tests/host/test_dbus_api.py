@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
 from tests.host.test_handles import define
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.host.hosts import Host, Result
 
 NAME, PATH = "org.cleat.Agent1", "/org/cleat/Agent1"
@@ -117,15 +120,24 @@ def test_errors(web: Host, arguments: tuple[str, ...], why: str) -> None:
     assert why in failed.stderr
 
 
-def test_error_names(web: Host) -> None:
-    with web.start(["busctl", "monitor", "--json=short", "--match=type=error", NAME]) as monitor:
+@contextmanager
+def monitored(host: Host, *options: str) -> Iterator[IO[bytes]]:
+    """What busctl monitor says of the agent, a line of JSON for each message; from here on it sees them all."""
+    mark = host.cursor()
+    with host.start(["busctl", "monitor", "--json=short", *options, NAME]) as monitor:
+        host.wait_journal("_COMM=dbus-daemon", since=mark, where=lambda entry: "became a monitor" in entry["MESSAGE"])
         assert monitor.stdout is not None
+        yield monitor.stdout
+
+
+def test_error_names(web: Host) -> None:
+    with monitored(web, "--match=type=error") as monitor:
         call(web, "Start", "s", "nosuch", check=False)
         web.run(["busctl", "set-property", NAME, WEB, CONTAINER, "State", "s", "x"], check=False)
         web.run(["busctl", "get-property", NAME, WEB, CONTAINER, "Nope"], check=False)
         names: list[str] = []
         while len(names) < 3:
-            entry = json.loads(monitor.stdout.readline())
+            entry = json.loads(monitor.readline())
             names += [entry["error_name"]] if entry["type"] == "error" else []
     assert names == [
         f"{NAME}.Error.NoSuchContainer",
@@ -186,11 +198,10 @@ def test_who_leaves_is_forgotten(web: Host) -> None:
         assert listener.stdout is not None
         listener.stdout.readline()
     call(web, "Start", "s", "web-1")
-    with web.start(["busctl", "monitor", "--json=short", NAME]) as monitor:
-        assert monitor.stdout is not None
+    with monitored(web) as monitor:
         call(web, "Stop", "st", "web-1", "0")
         seen: list[str] = []
-        while (entry := json.loads(monitor.stdout.readline())).get("type") != "method_return" or not seen:
+        while (entry := json.loads(monitor.readline())).get("type") != "method_return" or not seen:
             seen.append(entry.get("member"))
     assert "PropertiesChanged" not in seen
 
