@@ -33,6 +33,8 @@ class Demand:
     def listen(self) -> None:
         """Wait for the first connection to start it; where nothing starts on demand, start now."""
         owner = self._owner
+        if owner.is_retired:
+            return
         owner.wanted = True
         if not owner.listening.on_demand:
             owner.begin()

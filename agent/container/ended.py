@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from agent import cgroup, storage
@@ -47,7 +47,7 @@ def outcome_of(host: Host, running: Running, cause: Cause | None) -> Outcome:
 async def clear(host: Host, container_id: str, record: Record | None, runtimes: Sequence[Runtime]) -> None:
     """Remove a bundle that no supervisor owns: what a former agent left half-made. Its processes were ended before."""
     if record is not None and record.cgroup:
-        cgroup.kill(record.cgroup)
+        await cgroups.kill_and_see_gone(record.cgroup)
     await _kill_conmon(host, container_id)
     for runtime in runtimes:
         await delete(runtime, container_id)
@@ -99,11 +99,7 @@ class Leftovers:
     async def tidy(self, running: Running) -> None:
         """Remove all of a run. Raises CleatError where something has to stay for now."""
         try:
-            try:
-                await tidy(self._host, running)
-            except CleatError:
-                # In the foreground systemd's stop of the caller's unit hits the runtime's `delete` too, once.
-                await tidy(self._host, running)
+            await tidy(self._host, running)
         except CleatError:
             self._runs.append(running)
             raise
@@ -124,13 +120,22 @@ async def remove(host: Host, container_id: str, *, keep_root: bool = False) -> N
     root = host.paths.overlay(container_id)
     is_there = not keep_root and root.exists()
     own = (root,) if is_there else ()
-    await storage.remove_tree(host.paths.bundle(container_id), *own, spawner=host.files if is_there else HERE)
+    spawner = host.files if is_there else HERE
+    await _insist(lambda: storage.remove_tree(host.paths.bundle(container_id), *own, spawner=spawner))
 
 
 async def delete(runtime: Runtime, container_id: str) -> None:
     """Let the runtime forget the container; where it knows none there is nothing to do."""
     if _has_state(runtime, container_id):
-        await runtime.delete(container_id, force=True)
+        await _insist(lambda: runtime.delete(container_id, force=True))
+
+
+async def _insist(step: Callable[[], Awaitable[None]]) -> None:
+    """A program may be ended once by no fault of its own: with its executor, or by a stop of the caller's unit."""
+    try:
+        await step()
+    except CleatError:
+        await step()
 
 
 def _has_state(runtime: Runtime, container_id: str) -> bool:

@@ -165,8 +165,13 @@ class Host:
             journal.send(journal.Event.FEATURE_MISSING, warning)
         return runtime, features
 
-    def absent_runtime(self, name: str) -> Runtime:
-        """For a container that runs while its runtime is missing: looked for again by each command."""
+    async def runtime_or_absent(self, name: str) -> Runtime:
+        """The runtime of what runs already; one that is missing is looked for again by each of its commands."""
+        try:
+            return (await self.runtime(name))[0]
+        except CleatError as e:
+            # Perhaps its package is being upgraded. What runs needs it for little, and not now.
+            journal.send(journal.Event.FEATURE_MISSING, "what it runs is taken over all the same", error=e)
         path = next(iter(self.config.runtimes.get(name, ())), name)
         return Runtime(name=Path(name).name, path=str(path), root=self._root_of(name), spawner=self.spawner)
 

@@ -30,7 +30,7 @@ from agent.container.run import Run
 from agent.container.running import Running, reopen
 from agent.container.waiters import Waiters
 from agent.definition.model import Definition, ServiceType
-from agent.errors import CleatError, InvalidState, RuntimeFailed
+from agent.errors import CleatError, InvalidState, NoSuchContainer, RuntimeFailed
 from agent.flag import Flag
 from agent.oci.runtime import Runtime
 from agent.status import State, Status
@@ -47,6 +47,8 @@ class Supervisor:
         self.definition = definition
         self.running: Running | None = None
         self.wanted = False
+        self.is_retired = False
+        """Its definition is gone: nobody can start it any more."""
         self.state = State.INACTIVE
         self.last_id = ""
         self.ready = False
@@ -93,6 +95,8 @@ class Supervisor:
 
     def begin(self) -> None:
         """Want it up, without waiting. Nothing happens when it is on its way; a wait for a restart is cut short."""
+        if self.is_retired:
+            return
         self.wanted = True
         self._wait_over.set()
         if not self.is_active:
@@ -106,6 +110,8 @@ class Supervisor:
         """Start it; return when it is ready (a oneshot: when it has ended well). Raises the reason it does not."""
         if self.is_active and self._stop_wanted.is_set() and self.state is not State.BACKOFF:
             await self.stopped()
+        if self.is_retired:
+            raise NoSuchContainer("its definition is gone", container=self.name)
         if self.ready and self.is_active:
             return
         waiter = self._waiters.for_ready()
@@ -119,7 +125,8 @@ class Supervisor:
             self.listening.disarm()
             self.set_status_text("")
             await self._leftovers.tidy_again()
-            self.save()
+            if not self.is_retired:
+                self.save()
             return
         limit = self._stop_timeout if timeout_sec is None else timeout_sec
         self.request_stop(StopRequested(limit))
@@ -273,6 +280,8 @@ class Supervisor:
             if not starting.done():
                 starting.cancel()
                 await asyncio.wait({starting})
+                # Told below to who stopped it; where the agent ends, to nobody.
+                _ = starting.cancelled() or starting.exception()
         try:
             running = await starting
         except asyncio.CancelledError:

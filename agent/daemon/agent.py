@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -222,7 +223,12 @@ class Agent:
     async def remove(self, name: str) -> None:
         """Stop a container whose definition is gone, and forget it."""
         supervisor = self.supervisors[name]
-        await supervisor.stop()
+        supervisor.is_retired = True
+        try:
+            await supervisor.stop()
+        except BaseException:
+            supervisor.is_retired = False
+            raise
         supervisor.listening.close()
         records.remove(self.host.paths.records, name)
         del self.supervisors[name]
@@ -325,7 +331,7 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             for other in found:
                 if self.supervisors[other].is_active and other not in names:
-                    group.create_task(self.stop_with_dependents(other, None))
+                    group.create_task(self.stop_if_there(other))
 
     def _containers(self) -> dict[str, Container]:
         return {name: supervisor.definition.container for name, supervisor in self.supervisors.items()}
@@ -340,9 +346,14 @@ class Agent:
         supervisor = self.supervisor(name)
         if name in self._asked_for:
             self._called_off.add(name)
-        for other in reversed(self.dependents(name)):
-            await self.supervisors[other].stop()
+        for other in [self.supervisors[n] for n in reversed(self.dependents(name))]:
+            await other.stop()
         await supervisor.stop(timeout_sec)
+
+    async def stop_if_there(self, name: str) -> None:
+        """The same, for one whose definition may be gone by now, and the container with it."""
+        with suppress(NoSuchContainer):
+            await self.stop_with_dependents(name, None)
 
     async def restart(self, name: str) -> None:
         """Stop a container and what depends on it, then start all of them again."""
@@ -355,9 +366,10 @@ class Agent:
         """Active containers that stop and restart with `name`, nearest first."""
         return [n for n in related.dependents(self._containers(), name) if self.supervisors[n].is_active]
 
-    def followers(self, name: str) -> list[str]:
+    def followers(self, name: str) -> list[Supervisor]:
         """Active containers that the host's shutdown stops before `name`."""
-        return [n for n in related.followers(self._containers(), name) if self.supervisors[n].is_active]
+        found = (self.supervisors[n] for n in related.followers(self._containers(), name))
+        return [supervisor for supervisor in found if supervisor.is_active]
 
     # Coming and going of the agent
 
@@ -377,5 +389,6 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             for supervisor in ending:
                 group.create_task(supervisor.stop())
-        for supervisor in self.supervisors.values():
-            await supervisor.leave()
+        async with asyncio.TaskGroup() as group:
+            for supervisor in self.supervisors.values():
+                group.create_task(supervisor.leave())

@@ -98,7 +98,7 @@ class App:
             adopted = await adopt(self.agent, self.stops)
         self.operations.sessions.adopt(self.agent.supervisors.values())
         if os.geteuid() == 0:
-            await self.handle_socket.start()
+            self.handle_socket.start()
         await self.bus.request_name(NAME)
         for problem in self.config_problems:
             journal.send(journal.Event.DEFINITION_REJECTED, str(problem))
@@ -114,7 +114,7 @@ class App:
             await self._start_target()
             if os.geteuid() == 0:
                 tasks.append(group.create_task(self.handles.run()))
-            await self.metrics.start()
+            self.metrics.start()
             if self.watch is not None:
                 self.watch.start()
             await self._ended.wait()

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from agent.daemon.listener import Listener, bound_to
 from agent.errors import CleatError
 from agent.systemd import journal
 from agent.systemd.peer import peer_of
@@ -27,7 +27,6 @@ _REQUEST_SEC = 10.0
 _LINE_MAX = 1024
 _FAILED = 199
 """Exit status of a command that fails; the unit is not restarted after it (RestartPreventExitStatus=)."""
-_BACKLOG = 4096
 
 
 class Client:
@@ -48,24 +47,21 @@ class HandleSocket:
         self._path = path
         self._new = f"{path}.new"
         self._verbs = verbs
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Listen. What cannot be had is told to the journal; containers do without their handles then."""
         try:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.bind(self._fresh())
-            os.chmod(self._new, 0o600)
-            self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=_LINE_MAX, backlog=_BACKLOG)
+            self._listener = Listener(bound_to(self._fresh()), self._serve, limit=_LINE_MAX)
             os.rename(self._new, self._path)
         except OSError as e:
             error = CleatError("cannot listen for handles", file=os.fspath(self._path), why=e.strerror or str(e))
             journal.send(journal.Event.SOCKET_FAILED, "", error=error)
 
     def close(self) -> None:
-        if self._server is None:
+        if self._listener is None:
             return
-        self._server.close()
+        self._listener.close()
         try:
             os.symlink(os.devnull, self._fresh())
             os.rename(self._new, self._path)

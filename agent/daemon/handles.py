@@ -219,8 +219,8 @@ class Handles:
         if supervisor is None or not await scopes.main_pid(unit):
             # It is gone with its definition, or has ended by itself and may be about to restart.
             return
-        first = [name, *self._agent.followers(name)]
-        needed = sum(self._agent.supervisors[n].definition.container.service.timeout_stop_sec for n in first)
+        first = [supervisor, *self._agent.followers(name)]
+        needed = sum(one.definition.container.service.timeout_stop_sec for one in first)
         if math.isfinite(needed):
             extension = int((needed + _STOP_MARGIN_SEC) * 1e6)
             await self._tell_as(client.pid, f"EXTEND_TIMEOUT_USEC={extension}")
@@ -229,7 +229,7 @@ class Handles:
             return
         if await scopes.job_type(unit) == "restart":
             self._handle(name).restart_too = self._agent.dependents(name)
-        await self._agent.stop_with_dependents(name, None)
+        await self._agent.stop_if_there(name)
 
     async def _is_restart(self, name: str) -> bool:
         """Whether systemd itself starts the unit again; a start by hand sets the count back (service.c)."""
@@ -242,7 +242,7 @@ class Handles:
         handle.shown = 0
         handle.expect_nothing()
         if supervisor is None:
-            self.removed(name)
+            self._drop(name)
         goes_on = supervisor is not None and supervisor.wanted and supervisor.is_active
         job = await scopes.job_type(handle_name(name))
         if handle.refused or job not in {"", "stop"}:
@@ -250,7 +250,7 @@ class Handles:
         if job == "stop":
             # It came when conmon had ended already, so that no ExecStop= was run.
             if goes_on and not await scopes.is_shutting_down():
-                await self._agent.stop_with_dependents(name, None)
+                await self._agent.stop_if_there(name)
         elif goes_on:
             self._expect(name)
         else:
@@ -310,10 +310,26 @@ class Handles:
         return supervisor.running is None or supervisor.running.conmon.is_alive()
 
     def removed(self, name: str) -> None:
+        """The container is gone with its definition, and what its unit says of it with it."""
+        if name in self._handles:
+            self._drop(name)
+            self._background.spawn(self._forget_unit(name))
+
+    def _drop(self, name: str) -> None:
         handle = self._handles.pop(name, None)
         if handle is not None:
             handle.expect_nothing()
         self._due.pop(name, None)
+
+    async def _forget_unit(self, name: str) -> None:
+        """A unit that systemd is about to restart would find no container, and fail."""
+        scopes, unit = self._agent.host.scopes, handle_name(name)
+        try:
+            await scopes.stop(unit)
+            if name not in self._agent.supervisors:
+                await scopes.reset_failed(unit)
+        except CleatError as e:
+            logger.debug("%s: %s", unit, e)
 
     async def before_kill(self, supervisor: Supervisor) -> None:
         """A stop that somebody asked for ends with SIGKILL. That is no failure of the unit: let its main process be

@@ -20,6 +20,7 @@ from agent.container import figures
 from agent.container.figures import Stats
 from agent.daemon import exposition
 from agent.daemon.agent import Agent
+from agent.daemon.listener import Listener, bound_to
 from agent.definition.model import Socket
 from agent.errors import CleatError
 from agent.systemd import journal, sockets
@@ -65,33 +66,29 @@ class Metrics:
         self._agent = agent
         self._path = path
         self._listen = listen
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
         self._clients = 0
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Listen. An address that cannot be had is told to the journal, and the agent goes on without."""
         try:
-            self._servers.append(await asyncio.start_unix_server(self._serve, self._path, limit=_REQUEST_MAX))
-            os.chmod(self._path, 0o600)
+            self._path.unlink(missing_ok=True)
+            self._on(bound_to(self._path))
             if self._listen:
-                self._servers.append(await self._on(self._listen))
+                self._on(socket.socket(fileno=sockets.bind(Socket(listen_stream=self._listen), file="cleat.toml")))
         except OSError as e:
             error = CleatError("cannot serve metrics", file=os.fspath(self._path), why=e.strerror or str(e))
             journal.send(journal.Event.SOCKET_FAILED, "", error=error)
         except CleatError as e:
             journal.send(journal.Event.SOCKET_FAILED, "metrics.listen", error=e)
 
-    async def _on(self, address: str) -> asyncio.Server:
-        sock = socket.socket(fileno=sockets.bind(Socket(listen_stream=address), file="cleat.toml"))
-        sock.settimeout(0)
-        if sock.family == socket.AF_UNIX:
-            return await asyncio.start_unix_server(self._serve, sock=sock, limit=_REQUEST_MAX)
-        return await asyncio.start_server(self._serve, sock=sock, limit=_REQUEST_MAX)
+    def _on(self, sock: socket.socket) -> None:
+        self._listeners.append(Listener(sock, self._serve, limit=_REQUEST_MAX))
 
     def close(self) -> None:
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
         with suppress(OSError):
             os.unlink(self._path)
 

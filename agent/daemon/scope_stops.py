@@ -42,8 +42,8 @@ class ScopeStops:
             waits = await self._agent.host.scopes.is_shutting_down()
         except CleatError:
             waits = False
-        for name in self._agent.followers(supervisor.name) if waits else ():
-            await self._agent.supervisors[name].stopped()
+        for follower in self._agent.followers(supervisor.name) if waits else ():
+            await follower.stopped()
         self.requested(unit, is_signalled=True)
 
     def _of_unit(self, unit: str) -> Supervisor | None:

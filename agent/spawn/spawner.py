@@ -102,9 +102,27 @@ class Remote:
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
             # It comes into being all the same, and who asked will clean up behind it: not before it is over.
-            ending = self._background.spawn(_end_unwanted(answer))
+            ending = self._background.spawn(self._end_unwanted(answer))
             await completed(asyncio.create_task(asyncio.wait({ending}, timeout=_ANSWER_DEADLINE)))
             raise
+        except _Gone:
+            await self._successor()
+            raise
+
+    async def _end_unwanted(self, answer: asyncio.Future[Process]) -> None:
+        try:
+            process = await answer
+            await process.reap()
+        except _Gone:
+            await self._successor()
+        except (CleatError, OSError):
+            pass
+
+    async def _successor(self) -> None:
+        """What a lost executor had begun is over when there is a new one: systemd ends all that it leaves before."""
+        with suppress(CleatError, TimeoutError):
+            async with asyncio.timeout(_ANSWER_DEADLINE):
+                await self.bounding_set()
 
     def notify_as(self, pid: int, text: str) -> asyncio.Future[bool]:
         """Tell the service manager `text` (assignments, one per line) as if process `pid` had said it.
@@ -225,14 +243,12 @@ def _fail(future: asyncio.Future[Any], error: CleatError) -> None:
     future.exception()
 
 
-async def _end_unwanted(answer: asyncio.Future[Process]) -> None:
-    with suppress(CleatError, OSError):
-        process = await answer
-        await process.reap()
+class _Gone(CleatError):
+    """The executor ended before its answer."""
 
 
-def _gone(request: Request) -> CleatError:
-    return CleatError(
+def _gone(request: Request) -> _Gone:
+    return _Gone(
         f"cannot run {request.argv[0]}",
         why="the executor ended",
         hint=_HINT,

@@ -49,7 +49,7 @@ async def wrongly(client: Client, name: str) -> None:
 def test_answers(tmp_path: Path, line: str, answer: str, caplog: pytest.LogCaptureFixture) -> None:
     async def talk() -> str:
         listening = HandleSocket(tmp_path / "handles", {"well": well, "badly": badly, "wrongly": wrongly})
-        await listening.start()
+        listening.start()
         assert stat.S_IMODE((tmp_path / "handles").stat().st_mode) == 0o600
         try:
             return await ask(tmp_path / "handles", line)
@@ -69,7 +69,7 @@ def test_a_client_that_goes_is_seen(tmp_path: Path) -> None:
             gone.set_result(True)
 
         listening = HandleSocket(tmp_path / "handles", {"wait": wait})
-        await listening.start()
+        listening.start()
         _, writer = await asyncio.open_unix_connection(tmp_path / "handles")
         writer.write(b"wait web\n")
         await writer.drain()
@@ -86,7 +86,7 @@ def test_an_agent_that_ends_leaves_nobody_to_answer(tmp_path: Path) -> None:
     async def end() -> None:
         for _ in range(2):
             listening = HandleSocket(tmp_path / "handles", {})
-            await listening.start()
+            listening.start()
             assert (tmp_path / "handles").is_socket()
             listening.close()
             assert (tmp_path / "handles").readlink() == Path("/dev/null")
