@@ -74,6 +74,12 @@ class NoSuchContainer(CleatError, LookupError):
     exit_code = 4
 
 
+class ExecutorLost(CleatError):
+    """The executor ended before its answer."""
+
+    code = "executor-lost"
+
+
 class InvalidState(CleatError):
     code = "invalid-state"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.background import Background, completed
-from agent.errors import CleatError
+from agent.errors import CleatError, ExecutorLost
 from agent.process import Process, writable
 from agent.spawn import wire
 from agent.spawn.child import bounding_set
@@ -105,7 +105,7 @@ class Remote:
             ending = self._background.spawn(self._end_unwanted(answer))
             await completed(asyncio.create_task(asyncio.wait({ending}, timeout=_ANSWER_DEADLINE)))
             raise
-        except _Gone:
+        except ExecutorLost:
             await self._successor()
             raise
 
@@ -113,7 +113,7 @@ class Remote:
         try:
             process = await answer
             await process.reap()
-        except _Gone:
+        except ExecutorLost:
             await self._successor()
         except (CleatError, OSError):
             pass
@@ -243,12 +243,8 @@ def _fail(future: asyncio.Future[Any], error: CleatError) -> None:
     future.exception()
 
 
-class _Gone(CleatError):
-    """The executor ended before its answer."""
-
-
-def _gone(request: Request) -> _Gone:
-    return _Gone(
+def _gone(request: Request) -> ExecutorLost:
+    return ExecutorLost(
         f"cannot run {request.argv[0]}",
         why="the executor ended",
         hint=_HINT,
