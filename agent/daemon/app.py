@@ -38,6 +38,7 @@ from agent.spawn.spawner import Remote
 from agent.systemd import journal
 from agent.systemd.bus import Bus
 from agent.systemd.fd_store import FdStore
+from agent.systemd.lacking import NEEDED, lacking
 from agent.systemd.notify import AgentNotify
 from agent.systemd.passed_fds import take_listen_fds
 from agent.systemd.scopes import Scopes
@@ -112,6 +113,7 @@ class App:
                 await self._launched(first)
             self.notify.ready(self._summary())
             await self._start_target()
+            await self._tell_what_is_lacking()
             if os.geteuid() == 0:
                 tasks.append(group.create_task(self.handles.run()))
             self.metrics.start()
@@ -168,6 +170,17 @@ class App:
             await self.scopes.start_unit(CONTAINERS_TARGET)
         except CleatError as e:
             logger.warning("%s", e)
+
+    async def _tell_what_is_lacking(self) -> None:
+        """One line where systemd is older than what all of this was made for."""
+        try:
+            version = await self.scopes.manager_version()
+        except CleatError as e:
+            logger.warning("%s", e)
+            return
+        if texts := lacking(version):
+            message = f"systemd {version} is older than {NEEDED}: {'; '.join(texts)}"
+            journal.send(journal.Event.FEATURE_MISSING, message)
 
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -50,7 +50,10 @@ def checkpoint_reason(features: bytes, *, knows_command: bool, has_criu: bool) -
 
 
 class _Flaw(msgspec.Struct, frozen=True):
-    """A known hole: versions from `since` to before `fixed` have it. `refuse`: nothing may start on it."""
+    """A known hole: versions from `since` to before `fixed` have it. `refuse`: nothing may start on it.
+
+    `repaired`: builds of such versions by distributions that do not have it, a regular expression.
+    """
 
     runtime: str
     since: Version
@@ -58,23 +61,33 @@ class _Flaw(msgspec.Struct, frozen=True):
     names: str
     effect: str
     refuse: bool = False
+    repaired: str = ""
 
 
 _FLAWS = (
-    _Flaw("runc", (0,), (1, 1, 12), "CVE-2024-21626", "containers can get out through leaked fds", refuse=True),
+    _Flaw(
+        "runc", (0,), (1, 1, 12), "CVE-2024-21626", "containers can get out through leaked fds", refuse=True,
+        # Debian 12, changelog of its runc 1.1.5+ds1-1+deb12u1.
+        repaired=r"1\.1\.5\+ds1-1\+deb12u[1-9]\d*",
+    ),
     _Flaw("runc", (1, 1, 12), (1, 2, 8), "CVE-2025-31133, -52565, -52881", "masked paths can be replaced"),
     _Flaw("runc", (1, 3), (1, 3, 3), "CVE-2025-31133, -52565, -52881", "masked paths can be replaced"),
     _Flaw("crun", (0,), (1, 4, 4), "CVE-2022-27650", "processes get inheritable capabilities", refuse=True),
     _Flaw("crun", (1, 4, 4), (1, 28), "CVE-2026-47766", "an image can replace /dev by a symlink"),
-)
+)  # fmt: skip
 
 
-def judge_version(kind: str, version: Version) -> tuple[str, ...]:
-    """Warnings about a version. Distributions repair without raising it: only the worst is Unsupported."""
+def judge_version(kind: str, version: Version, build: str = "") -> tuple[str, ...]:
+    """Warnings about a version. Distributions repair without raising it: only the worst is Unsupported.
+
+    `build` is what the runtime says as its commit, for Debian's runc the version of the package.
+    """
     text = ".".join(map(str, version))
     warnings: list[str] = []
     for flaw in _FLAWS:
         if flaw.runtime != kind or not flaw.since <= version < flaw.fixed:
+            continue
+        if flaw.repaired and re.fullmatch(flaw.repaired, build):
             continue
         fixed = ".".join(map(str, flaw.fixed))
         if flaw.refuse:

@@ -28,6 +28,7 @@ __all__ = ["CheckpointOptions", "Features", "Runtime", "RuntimeState", "error_fr
 
 _CHECKPOINT_TIMEOUT = 600.0
 _VERSION = re.compile(r"^(?P<name>\S+) version (?P<text>(?P<numbers>\d+(\.\d+)*)\S*)", re.MULTILINE)
+_COMMIT = re.compile(r"^commit: (\S+)$", re.MULTILINE)
 
 
 class RuntimeState(msgspec.Struct, frozen=True):
@@ -178,7 +179,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
         features = await self._ask("features")
         usage = await self._ask("--help")
         criu = await self._ask("checkpoint", "--help")
-        match = _VERSION.search(version.stdout.decode(errors="replace"))
+        text = version.stdout.decode(errors="replace")
+        match, commit = _VERSION.search(text), _COMMIT.search(text)
         if match is None:
             raise Unsupported(
                 f"{self.path} is no OCI runtime", why=version.text.partition("\n")[0][:200], hint="see runtime.name"
@@ -196,7 +198,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
             checkpoint=not reason,
             checkpoint_reason=reason,
             network_lock="nftables" if can_lock and not _is_installed("iptables-restore") else "",
-            warnings=judge_version(match["name"], parse_version(match["numbers"])),
+            warnings=judge_version(match["name"], parse_version(match["numbers"]), commit[1] if commit else ""),
         )
 
     async def package(self) -> str:

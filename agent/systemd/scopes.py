@@ -303,7 +303,8 @@ class Scopes:
 
     async def manager_cgroup(self) -> str:
         """The cgroup below which this systemd keeps its slices ("" for the root), Manager's ControlGroup property."""
-        (value,) = await self._bus.call(
-            SYSTEMD, _PATH, "org.freedesktop.DBus.Properties", "Get", "ss", (_MANAGER, "ControlGroup")
-        )
-        return str(value.value)
+        return str(await self._property(_PATH, "Manager", "ControlGroup"))
+
+    async def manager_version(self) -> str:
+        """systemd's, with what the distribution adds to it: "257.9-1~deb13u1"."""
+        return str(await self._property(_PATH, "Manager", "Version"))

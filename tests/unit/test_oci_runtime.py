@@ -262,6 +262,13 @@ def test_versions_that_let_containers_out_are_refused(kind: str, version: tuple[
         features.judge_version(kind, version)
 
 
+def test_a_distribution_that_repairs_an_old_version_is_believed() -> None:
+    assert not features.judge_version("runc", (1, 1, 5), "1.1.5+ds1-1+deb12u1")
+    for build in ("1.1.5+ds1-1", "1.1.5+ds1-1+deb12u0", "v1.1.5-0-gf19387a6"):
+        with pytest.raises(Unsupported, match="CVE-2024-21626"):
+            features.judge_version("runc", (1, 1, 5), build)
+
+
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
