@@ -100,6 +100,7 @@ class App:
         self.operations.sessions.adopt(self.agent.supervisors.values())
         if os.geteuid() == 0:
             self.handle_socket.start()
+        left_waiting = self.handles.left_waiting()
         await self.bus.request_name(NAME)
         for problem in self.config_problems:
             journal.send(journal.Event.DEFINITION_REJECTED, str(problem))
@@ -115,6 +116,7 @@ class App:
             await self._start_target()
             await self._tell_what_is_lacking()
             if os.geteuid() == 0:
+                await self.handle_socket.resume(left_waiting)
                 tasks.append(group.create_task(self.handles.run()))
             self.metrics.start()
             if self.watch is not None:

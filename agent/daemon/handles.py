@@ -41,6 +41,7 @@ from agent.flag import Flag
 from agent.process import ProcessRef, release_memory
 from agent.spawn import tool
 from agent.status import State, Status
+from agent.systemd.fd_store import own_name
 from agent.systemd.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,11 @@ _MANY = 16
 
 def handle_name(name: str) -> str:
     return f"cleat@{name}.service"
+
+
+def _stored_kind(verb: str) -> str:
+    """What connections of clients that wait are called in the fd store."""
+    return f"handle-{verb}"
 
 
 def container_name(unit: str) -> str:
@@ -111,7 +117,14 @@ class Handles:
     @property
     def verbs(self) -> Mapping[str, Verb]:
         """What the unit's commands ask for."""
-        return {"start": self.start, "stop": self.stop, "reload": self.reload, "ended": self.ended}
+        return {
+            "start": self.start, "join": self.join, "stop": self.stop, "reload": self.reload, "ended": self.ended
+        }  # fmt: skip
+
+    def left_waiting(self) -> list[tuple[str, str, int]]:
+        """Clients that waited when the last agent ended: verb, container and the fd of the connection."""
+        store = self._agent.host.fd_store
+        return [(verb, name, fd) for verb in ("start", "join") for name, fd in store.take_all(_stored_kind(verb))]
 
     def _handle(self, name: str) -> Handle:
         handle = self._handles.get(name)
@@ -130,18 +143,28 @@ class Handles:
 
     async def start(self, client: Client, name: str) -> None:
         """For ExecStart=: start the container, tell systemd its main process and, when it is ready, so."""
-        pid = client.pid
         handle = self._handle(name)
         joins, handle.joining = handle.joining, False
         handle.called.set()
+        await self._wait(client, name, joins=joins)
+
+    async def join(self, client: Client, name: str) -> None:
+        """The same for a start that only joins in, and did so before this agent was there."""
+        await self._wait(client, name, joins=True)
+
+    async def _wait(self, client: Client, name: str, *, joins: bool) -> None:
+        pid, handle = client.pid, self._handle(name)
         handle.waiting.add(pid)
         handle.shown, handle.text, handle.refused = 0, None, False
         handle.expect_nothing()
-        joins = joins or await self._is_restart(name)
-        known = self._agent.supervisors.get(name)
-        if joins and known is not None and not known.ready:
-            self._tell_status(handle, pid, _progress(known.status()))
         try:
+            joins = joins or await self._is_restart(name)
+            known = self._agent.supervisors.get(name)
+            if known is not None and not known.ready:
+                verb = "join" if joins else "start"
+                self._agent.host.fd_store.store(own_name(_stored_kind(verb), pid, name), client.fd, poll=True)
+                if joins:
+                    self._tell_status(handle, pid, _progress(known.status()))
             await self._while_there(client, name, self._join(name) if joins else self._start(name))
         except CleatError as e:
             handle.refused = True

@@ -37,6 +37,18 @@ def bound_to(path: Path | str) -> socket.socket:
     return sock
 
 
+async def streams_of(
+    connection: socket.socket, *, limit: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    """Of a connection that is theirs from here on; None when it is broken, and closed then."""
+    try:
+        return await asyncio.open_connection(sock=connection, limit=limit)
+    except OSError as e:
+        logger.debug("connection: %s", e)
+        connection.close()
+        return None
+
+
 class Listener:
     """Listens on `sock`, which is its own from here on, until close(). `limit`: what a reader buffers, in bytes.
 
@@ -75,13 +87,9 @@ class Listener:
             self._background.spawn(self._serve_one(connection))
 
     async def _serve_one(self, connection: socket.socket) -> None:
-        try:
-            reader, writer = await asyncio.open_connection(sock=connection, limit=self._limit)
-        except OSError as e:
-            logger.debug("accept: %s", e)
-            connection.close()
-            return
-        await self._serve(reader, writer)
+        streams = await streams_of(connection, limit=self._limit)
+        if streams is not None:
+            await self._serve(*streams)
 
     def close(self) -> None:
         """Whoever waits to be accepted is turned away."""

@@ -51,6 +51,12 @@ class FdStore:
                         return name, fd
         return "", -1
 
+    def take_all(self, kind: str) -> list[tuple[str, int]]:
+        """Every stored fd of that kind, now the caller's, with its container."""
+        begin = f"{_OURS}{kind}/"
+        names = [name for name in self._stored if name.startswith(begin)]
+        return [(name.removeprefix(begin).partition("/")[2], fd) for name in names for fd in self._stored.pop(name)]
+
     def borrow(self, names: Iterable[str], fits: Callable[[int], bool]) -> int:
         """A copy of a .socket unit's fd that `fits`, those called one of `names` first; -1 when there is none."""
         wanted = set(names)
@@ -66,9 +72,9 @@ class FdStore:
         self._lent |= {item.fd for item in rest}
         return [PassedFd(item.name, fcntl.fcntl(item.fd, fcntl.F_DUPFD_CLOEXEC, 3)) for item in rest]
 
-    def store(self, name: str, fd: int) -> None:
-        """Leave a copy for the next agent."""
-        self._notify.store_fd(name, fd, poll=False)
+    def store(self, name: str, fd: int, *, poll: bool = False) -> None:
+        """Leave a copy for the next agent; with `poll` only until it hangs up."""
+        self._notify.store_fd(name, fd, poll=poll)
 
     def forget(self, name: str) -> None:
         """Drop what is stored under `name`."""

@@ -7,7 +7,7 @@ import re
 
 _SINCE = (
     (253, "systemctl reload cleat is not possible, cleat reload-agent is"),
-    (254, "sockets on demand do not listen while the agent is stopped"),
+    (254, "sockets on demand do not listen and handles do not wait while the agent is stopped"),
     (254, "units that require cleat@NAME are restarted with it"),
 )
 NEEDED = max(since for since, _ in _SINCE)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.host.hosts import Host
 
@@ -264,6 +264,55 @@ def test_without_an_agent_an_end_does_not_spin(watched: Host) -> None:
     systemctl(watched, "start", "cleat@web")
     assert watched.status("web")["state"] == "running"
     assert handle(watched, "web")["ActiveState"] == "active"
+
+
+def killed(host: Host) -> None:
+    mark = host.cursor()
+    systemctl(host, "kill", "--signal=KILL", "cleat")
+    host.wait_journal("CLEAT_EVENT=agent-started", since=mark)
+
+
+def restarted(host: Host) -> None:
+    systemctl(host, "restart", "cleat")
+
+
+def stopped(host: Host) -> None:
+    systemctl(host, "stop", "cleat")
+    assert handle(host, "slow")["ActiveState"] == handle(host, "loop")["ActiveState"] == "activating"
+    systemctl(host, "start", "cleat")
+
+
+@pytest.mark.parametrize("end", [killed, restarted, stopped])
+def test_a_unit_that_waits_outlives_the_agent(watched: Host, end: Callable[[Host], None]) -> None:
+    """For its container to be ready, or to be restarted."""
+    watched.run("rm -rf /srv/shared; mkdir /srv/shared")
+    shared = '[[mount]]\ntype = "bind"\nsource = "/srv/shared"\ntarget = "/mnt"\n'
+    check = '[health]\ncommand = ["/bin/cat", "/mnt/ok"]\ninterval_sec = "200ms"\nstart_period_sec = "1min"\n'
+    define(watched, "slow", service=f'notify = "healthy"\n{shared}{check}')
+    define(watched, "loop", f"test -e /mnt/ok || exit 3; {SERVE}", service=f'restart_sec = "3s"\n{shared}')
+    watched.reload()
+    systemctl(watched, "start", "--no-block", "cleat@slow")
+    watched.wait_event("slow", "started")
+    pid = handle(watched, "slow")["MainPID"]
+    systemctl(watched, "start", "cleat@loop")
+    watched.wait_event("loop", "backoff")
+    # Said by the agent, so the unit's client has come.
+    text = "systemctl show --value --property=StatusText cleat@loop"
+    watched.run(f"until {text} | grep -q 'to be restarted: exit code 3'; do sleep 0.05; done", timeout=20)
+    end(watched)
+    assert handle(watched, "slow")["MainPID"] == pid
+    mark = watched.cursor()
+    watched.run("touch /srv/shared/ok")
+    wait_handle(watched, "slow", "active", since=mark)
+    watched.wait_journal(
+        "UNIT=cleat@loop.service",
+        "MESSAGE_ID=39f53479d3a045ac8e11786248231fbf",
+        since=mark,
+        where=lambda _: handle(watched, "loop")["MainPID"] == str(watched.status("loop")["conmon_pid"]),
+    )
+    assert failures(watched, "slow") == failures(watched, "loop") == 0
+    systemctl(watched, "stop", "cleat@slow", "cleat@loop")
+    assert [watched.status(name)["state"] for name in ("slow", "loop")] == ["inactive", "inactive"]
 
 
 def test_oneshot(unit: Host) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -80,6 +81,39 @@ def test_a_client_that_goes_is_seen(tmp_path: Path) -> None:
         return found
 
     assert asyncio.run(go())
+
+
+def test_a_client_that_waits_outlives_the_agent(tmp_path: Path) -> None:
+    async def wait_on() -> bytes:
+        waiting: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def wait(client: Client, name: str) -> None:
+            waiting.set_result(os.dup(client.fd))
+            raise asyncio.CancelledError
+
+        first = HandleSocket(tmp_path / "handles", {"wait": wait})
+        first.start()
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "handles")
+        writer.write(b"wait web\n")
+        kept = await waiting
+        first.close()
+        await HandleSocket(tmp_path / "handles", {"well": well}).resume([("well", "web", kept)])
+        try:
+            async with asyncio.timeout(5):
+                return await reader.read()
+        finally:
+            writer.close()
+
+    assert asyncio.run(wait_on()) == b"0\n"
+
+
+def test_a_client_that_went_meanwhile_is_not_served(tmp_path: Path) -> None:
+    async def go() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        await HandleSocket(tmp_path / "handles", {"well": wrongly}).resume([("well", "web", ours.detach())])
+
+    asyncio.run(go())
 
 
 def test_an_agent_that_ends_leaves_nobody_to_answer(tmp_path: Path) -> None:

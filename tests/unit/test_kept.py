@@ -99,6 +99,18 @@ def test_fitting_means_kind_and_container_too(manager: Manager) -> None:
         os.close(fd)
 
 
+def test_all_of_a_kind(manager: Manager) -> None:
+    names = ("cleat/wait/7/web", "cleat/wait/8/a@b", "cleat/waits/7/web")
+    fds = {name: memory() for name in names}
+    store = FdStore(manager.notify, [PassedFd(name, fd) for name, fd in fds.items()])
+    assert store.take_all("wait") == [("web", fds[names[0]]), ("a@b", fds[names[1]])]
+    assert store.take_all("wait") == []
+    store.close_rest()
+    assert manager.heard() == [f"FDSTOREREMOVE {names[2]}"]
+    for name in names[:2]:
+        os.close(fds[name])
+
+
 def test_sockets_of_units_are_lent_again_and_again(manager: Manager) -> None:
     one, two = memory(), memory()
     store = FdStore(manager.notify, [PassedFd("web.socket", one), PassedFd("socket-x.socket", two)])
