@@ -63,6 +63,17 @@ class ProcessRef(msgspec.Struct, frozen=True):
     def is_alive(self) -> bool:
         return self.boot_id == boot_id() and start_time(self.pid) == self.start_time
 
+    def session(self) -> int:
+        """The number of its session (setsid(2)), its own where it leads it, and where it is gone.
+
+        No other process can get that number while the session has members.
+        """
+        try:
+            number = os.getsid(self.pid)
+        except OSError:
+            return self.pid
+        return number if number and self.is_alive() else self.pid
+
     def open_pidfd(self) -> int | None:
         """A pidfd of exactly this process, or None when it is gone. The caller closes it."""
         try:

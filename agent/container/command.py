@@ -23,6 +23,7 @@ from agent.oci.inputs import Identity
 from agent.oci.process import ExecOptions, process_for_exec
 from agent.oci.runtime import error_from_text, read_oci_log
 from agent.process import ProcessRef
+from agent.systemd.text import one_line
 
 _SPEC_MAX = 4 << 20
 _WORDS_MAX = 4096
@@ -138,14 +139,22 @@ class CommandFolder(msgspec.Struct, frozen=True):
 
     def failure(self, message: str, container: str) -> CleatError:
         """The error of a command that could not be executed: 127, 126 or 125, in the runtime's words."""
-        words = self.words(message)
+        words, program = self.words(message), self._program()
         if not words:
             return ConmonFailed(
-                "the command could not be executed and nobody said why",
+                f"{program} could not be executed and nobody said why",
                 container=container,
                 hint="journalctl -t conmon",
             )
-        return error_from_text(words, container=container, what="the command could not be executed")
+        return error_from_text(words, container=container, what=f"{program} could not be executed")
+
+    def _program(self) -> str:
+        """As it was asked for; not every runtime names it."""
+        try:
+            args = msgspec.json.decode((self.path / "process.json").read_bytes())["args"]
+            return one_line(str(args[0]))
+        except (OSError, msgspec.DecodeError, LookupError, TypeError):
+            return "the command"
 
 
 def folder_of(host: Host, container_id: str, session: str) -> CommandFolder:

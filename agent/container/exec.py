@@ -43,6 +43,7 @@ class Execution:
     def __init__(self, host: Host, container: Container, running: Running, folder: CommandFolder) -> None:
         self.folder = folder
         self.command: ProcessRef | None = None
+        self._session = 0
         self._host = host
         self._container = container
         self._running = running
@@ -111,7 +112,8 @@ class Execution:
     def adopt_command(self) -> None:
         """Find the command by the runtime's pid file: for a session of a former agent."""
         found = conmon.read_pid(os.fspath(self.folder.path / "pidfile"))
-        self.command = command.command_process(self._running, found.pid) if found is not None else None
+        if found is not None:
+            self._found(found.pid)
 
     async def begin(self) -> None:
         """Let the command run. Raises the runtime's reason: CommandNotFound, CommandNotExecutable, ..."""
@@ -129,7 +131,11 @@ class Execution:
         # An end of file before any message is what conmon 2.2.0 and 2.2.1 make of a runtime that failed.
         if message is None or message.data <= 0:
             raise self.folder.failure(message.message if message else "", self._container.name)
-        self.command = command.command_process(self._running, message.data)
+        self._found(message.data)
+
+    def _found(self, pid: int) -> None:
+        self.command = command.command_process(self._running, pid)
+        self._session = self.command.session() if self.command is not None else 0
 
     async def follow(self) -> int:
         """Wait for the end: 0-255, 128+n for signal n. Raises ConmonLost when nobody can tell."""
@@ -162,7 +168,7 @@ class Execution:
             with suppress(OSError):
                 fd = os.pidfd_open(pid)
                 try:
-                    if os.getsid(pid) == self.command.pid and cgroup.contains(self._running.payload_cgroup, pid):
+                    if os.getsid(pid) == self._session and cgroup.contains(self._running.payload_cgroup, pid):
                         signal.pidfd_send_signal(fd, signal.SIGKILL)
                 finally:
                     os.close(fd)

@@ -2,7 +2,8 @@
 """The end of a command whose client is gone: what a terminal does that is hung up, for commands without one too.
 
 The processes of its session (setsid(2)) get SIGHUP where it has a terminal, which shells heed, else SIGTERM; what is
-still there after HANGUP_SEC gets SIGKILL. Whoever made a session of their own stays, as after the end of a login.
+still there after HANGUP_SEC gets SIGKILL. Whoever made a session of their own stays, as after the end of a login. The
+command itself need not lead its session: crun 1.8 makes one before it forks for the last time.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from agent.process import ProcessRef, pidfd_ready
 HANGUP_SEC = 10.0
 
 
-def _session(running: Running, leader: ProcessRef) -> Iterator[ProcessRef]:
-    """The processes of the leader's session; none once it has ended, for its number may be another's then."""
+def _session(running: Running, command: ProcessRef, number: int) -> Iterator[ProcessRef]:
+    """The processes of the command's session; none once it has ended, for the number may be another's then."""
     for pid in cgroup.processes(running.payload_cgroup):
         found = ProcessRef.of(pid)
         try:
-            belongs = os.getsid(pid) == leader.pid
+            belongs = os.getsid(pid) == number
         except OSError:
             continue
-        if found is not None and belongs and cgroup.contains(running.payload_cgroup, pid) and leader.is_alive():
+        if found is not None and belongs and cgroup.contains(running.payload_cgroup, pid) and command.is_alive():
             yield found
 
 
-async def hang_up(running: Running, leader: ProcessRef, *, terminal: bool) -> None:
-    """End the session of `leader`."""
-    members = set(_session(running, leader))
+async def hang_up(running: Running, command: ProcessRef, *, terminal: bool) -> None:
+    """End the session of `command`."""
+    number = command.session()
+    members = set(_session(running, command, number))
     pidfds = [fd for fd in (member.open_pidfd() for member in members) if fd is not None]
     try:
         for member in members:
@@ -46,5 +48,5 @@ async def hang_up(running: Running, leader: ProcessRef, *, terminal: bool) -> No
     finally:
         for fd in pidfds:
             os.close(fd)
-    for member in members | set(_session(running, leader)):
+    for member in members | set(_session(running, command, number)):
         member.send_signal(signal.SIGKILL)

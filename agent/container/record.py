@@ -97,6 +97,11 @@ def remove(folder: Path, name: str) -> None:
         os.unlink(_path(folder, name))
 
 
+def written_at(folder: Path, name: str) -> float:
+    """Unix time of the last write(). Raises OSError."""
+    return os.stat(_path(folder, name)).st_mtime
+
+
 def read_all(folder: Path) -> list[Record]:
     """All readable records; a damaged one counts as absent (the scan for leftovers deals with what it described)."""
     records: list[Record] = []

@@ -165,6 +165,8 @@ class Handles:
                 self._agent.host.fd_store.store(own_name(_stored_kind(verb), pid, name), client.fd, poll=True)
                 if joins:
                     self._tell_status(handle, pid, _progress(known.status()))
+            elif known is None and joins:
+                await self._forget_unit(name)
             await self._while_there(client, name, self._join(name) if joins else self._start(name))
         except CleatError as e:
             handle.refused = True
@@ -215,7 +217,7 @@ class Handles:
             handle.changed.clear()
             await handle.changed.wait()
         if supervisor.state is State.FAILED:
-            raise RuntimeFailed(supervisor.status().error or "failed", container=name)
+            raise RuntimeFailed(_reason(supervisor.status()), container=name)
 
     async def _while_there(self, client: Client, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Do the work; when the client goes meanwhile, `systemctl stop` has cancelled the start: stop the container."""
@@ -438,6 +440,10 @@ class Handles:
                 handle.joining = False
 
 
+def _reason(status: Status) -> str:
+    return status.error or f"exit code {status.exit_code}"
+
+
 def _text(status: Status) -> str:
     """One line for `systemctl status`: the payload's own words, else what is not plain from the unit's state."""
     text = status.status_text or ("unhealthy" if status.health == "unhealthy" else "")
@@ -447,5 +453,5 @@ def _text(status: Status) -> str:
 def _progress(status: Status) -> str:
     """The same while the unit is starting."""
     if status.state is State.BACKOFF:
-        return one_line(f"waits to be restarted: {status.error or f'exit code {status.exit_code}'}")
+        return one_line(f"waits to be restarted: {_reason(status)}")
     return one_line(status.status_text or str(status.state))

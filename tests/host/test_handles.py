@@ -282,6 +282,12 @@ def stopped(host: Host) -> None:
     systemctl(host, "start", "cleat")
 
 
+def wait_for_client(host: Host, name: str) -> None:
+    """Until the agent tells the unit of a container in back-off what it waits for."""
+    text = f"systemctl show --value --property=StatusText cleat@{name}"
+    host.run(f"until {text} | grep -q 'to be restarted: exit code 3'; do sleep 0.05; done", timeout=20)
+
+
 @pytest.mark.parametrize("end", [killed, restarted, stopped])
 def test_a_unit_that_waits_outlives_the_agent(watched: Host, end: Callable[[Host], None]) -> None:
     """For its container to be ready, or to be restarted."""
@@ -296,9 +302,7 @@ def test_a_unit_that_waits_outlives_the_agent(watched: Host, end: Callable[[Host
     pid = handle(watched, "slow")["MainPID"]
     systemctl(watched, "start", "cleat@loop")
     watched.wait_event("loop", "backoff")
-    # Said by the agent, so the unit's client has come.
-    text = "systemctl show --value --property=StatusText cleat@loop"
-    watched.run(f"until {text} | grep -q 'to be restarted: exit code 3'; do sleep 0.05; done", timeout=20)
+    wait_for_client(watched, "loop")
     end(watched)
     assert handle(watched, "slow")["MainPID"] == pid
     mark = watched.cursor()
@@ -313,6 +317,25 @@ def test_a_unit_that_waits_outlives_the_agent(watched: Host, end: Callable[[Host
     assert failures(watched, "slow") == failures(watched, "loop") == 0
     systemctl(watched, "stop", "cleat@slow", "cleat@loop")
     assert [watched.status(name)["state"] for name in ("slow", "loop")] == ["inactive", "inactive"]
+
+
+def test_a_unit_that_waits_is_stopped_while_there_is_no_agent(watched: Host) -> None:
+    """By systemctl, or because its definition goes."""
+    for name in ("loop", "gone"):
+        define(watched, name, "exit 3", service='restart_sec = "1min"')
+    watched.reload()
+    for name in ("loop", "gone"):
+        systemctl(watched, "start", f"cleat@{name}")
+        wait_for_client(watched, name)
+    systemctl(watched, "stop", "cleat")
+    systemctl(watched, "stop", "cleat@loop")
+    watched.remove_definition("gone")
+    mark = watched.cursor()
+    systemctl(watched, "start", "cleat")
+    assert watched.status("loop")["state"] == "inactive"
+    wait_handle(watched, "gone", "inactive", since=mark)
+    assert handle(watched, "loop")["ActiveState"] == "inactive"
+    assert failures(watched, "loop") == failures(watched, "gone") == 0
 
 
 def test_oneshot(unit: Host) -> None:
