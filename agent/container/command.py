@@ -209,10 +209,18 @@ async def conmon_arguments(
 
 
 def place_conmon(running: Running, pid: int) -> None:
-    """Move a session's conmon beside the container's own and see it there. Raises ScopeFailed."""
-    cgroup.move(running.supervisor_cgroup, pid)
-    if not cgroup.contains(running.supervisor_cgroup, pid):
-        raise ScopeFailed(f"conmon {pid} is not in {running.supervisor_cgroup} but in {cgroup.of_process(pid)!r}")
+    """Move a session's conmon beside the container's own and see it there. Raises ScopeFailed.
+
+    One that has ended already is let pass: why, is told to who waits for it.
+    """
+    why = ""
+    try:
+        cgroup.move(running.supervisor_cgroup, pid)
+    except ScopeFailed as e:
+        why = e.why
+    found = cgroup.of_process(pid)
+    if found and not cgroup.contains(running.supervisor_cgroup, pid):
+        raise ScopeFailed(f"conmon {pid} is not in {running.supervisor_cgroup} but in {found}", why=why)
 
 
 def command_process(running: Running, pid: int) -> ProcessRef | None:

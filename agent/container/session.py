@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.background import completed
 from agent.conmon.monitor import read_exit_file
 from agent.container import command
 from agent.container.command import ExecRequest
@@ -279,8 +280,7 @@ async def create(
         execution.folder.write(_STATE_FILE, msgspec.json.encode(stored))
         await execution.prepare(terminal=request.terminal, stdin=request.stdin and not request.detach)
     except BaseException:
-        execution.abandon()
-        await execution.end()
+        await completed(asyncio.create_task(execution.end()))
         raise
     session = Session(container, running, execution, stored, on_gone)
     session.begin_waiting()

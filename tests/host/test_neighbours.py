@@ -66,6 +66,18 @@ def test_conmon_killed(clean: Host) -> None:
     assert not clean.exists(f"/run/cleat/b/{before['id']}")
 
 
+def test_a_conmon_that_does_not_get_as_far_as_the_command(mended: Host) -> None:
+    """Nothing of it is left, not even an fd in the agent."""
+    samples.run(mended, web=samples.definition())
+    mended.run(["mv", CONMON, f"{CONMON}.kept"])
+    refuses = f'#!/bin/sh\ncase "$*" in *--exec-attach*) exit 3 ;; esac\nexec {CONMON}.kept "$@"\n'
+    mended.write(CONMON, refuses, 0o755)
+    failed = mended.cleat("exec", "web", "--", "true", check=False)
+    assert failed.returncode == 125
+    assert "conmon exited with status 3" in failed.stderr
+    mended.run("! find /run/cleat/b -path '*/exec/*' | grep .")
+
+
 def test_the_runtime_goes_while_a_container_runs(mended: Host) -> None:
     samples.run(mended, web=samples.definition())
     mended.run(["mv", CRUN, f"{CRUN}.kept"])
