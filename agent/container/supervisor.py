@@ -133,6 +133,11 @@ class Supervisor:
         await self.stopped()
 
     @property
+    def has_ended_unseen(self) -> bool:
+        """It was taken over when it had ended already; how, is being found out."""
+        return self.running is not None and self.running.pidfd < 0
+
+    @property
     def is_ending(self) -> bool:
         """It was to stop and has: what is left of its run is being removed, or will be at once."""
         running = self.running

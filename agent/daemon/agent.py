@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -373,15 +373,15 @@ class Agent:
 
     # Coming and going of the agent
 
+    async def see_ends(self) -> None:
+        """What ended while there was no agent is told of before anybody asks."""
+        await _within_deadline(s.wait() for s in self.supervisors.values() if s.has_ended_unseen)
+
     async def finish_ends(self) -> None:
         """Containers that have just been stopped get the time to be tidied up and told of: at the host's shutdown the
         agent is next, and nobody would do it later.
         """
-        ending = [asyncio.ensure_future(s.stopped()) for s in self.supervisors.values() if s.is_ending]
-        if ending:
-            _, late = await asyncio.wait(ending, timeout=_FINISH_DEADLINE)
-            for waiting in late:
-                waiting.cancel()
+        await _within_deadline(s.stopped() for s in self.supervisors.values() if s.is_ending)
 
     async def leave(self) -> None:
         """Let go of everything; containers stay, but for those that shall end with the agent."""
@@ -392,3 +392,10 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             for supervisor in self.supervisors.values():
                 group.create_task(supervisor.leave())
+
+
+async def _within_deadline(waits: Iterable[Awaitable[object]]) -> None:
+    """All of them, or until it is too late."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FINISH_DEADLINE):
+            await asyncio.gather(*waits, return_exceptions=True)

@@ -112,6 +112,7 @@ class App:
             first.add_done_callback(lambda task: None if task.cancelled() else self.fd_store.close_rest())
             async with self.notify.more_time():
                 await self._launched(first)
+                await self.agent.see_ends()
             self.notify.ready(self._summary())
             await self._start_target()
             await self._tell_what_is_lacking()
