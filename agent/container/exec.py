@@ -22,6 +22,7 @@ from agent.conmon.monitor import Monitor
 from agent.container import command, confinement
 from agent.container.cgroups import kill_and_see_gone
 from agent.container.command import CommandFolder, ExecRequest
+from agent.container.hangup import in_session
 from agent.container.host import Host
 from agent.container.running import Running
 from agent.definition.model import Container
@@ -164,14 +165,9 @@ class Execution:
         """SIGKILL to the command and to those of its children that are still in its session (setsid(2))."""
         if self.command is None:
             return
-        for pid in cgroup.processes(self._running.payload_cgroup):
+        for member in in_session(self._running, self._session):
             with suppress(OSError):
-                fd = os.pidfd_open(pid)
-                try:
-                    if os.getsid(pid) == self._session and cgroup.contains(self._running.payload_cgroup, pid):
-                        signal.pidfd_send_signal(fd, signal.SIGKILL)
-                finally:
-                    os.close(fd)
+                member.send_signal(signal.SIGKILL)
         self.command.send_signal(signal.SIGKILL)
 
     def kill_conmon(self) -> None:

@@ -21,22 +21,27 @@ from agent.process import ProcessRef, pidfd_ready
 HANGUP_SEC = 10.0
 
 
-def _session(running: Running, command: ProcessRef, number: int) -> Iterator[ProcessRef]:
-    """The processes of the command's session; none once it has ended, for the number may be another's then."""
+def in_session(running: Running, number: int) -> Iterator[ProcessRef]:
+    """The processes of the container that are in a session (setsid(2))."""
     for pid in cgroup.processes(running.payload_cgroup):
         found = ProcessRef.of(pid)
         try:
             belongs = os.getsid(pid) == number
         except OSError:
             continue
-        if found is not None and belongs and cgroup.contains(running.payload_cgroup, pid) and command.is_alive():
+        if found is not None and belongs and cgroup.contains(running.payload_cgroup, pid):
             yield found
 
 
 async def hang_up(running: Running, command: ProcessRef, *, terminal: bool) -> None:
     """End the session of `command`."""
     number = command.session()
-    members = set(_session(running, command, number))
+
+    def found() -> set[ProcessRef]:
+        # None once it has ended, for the number may be another's then.
+        return {member for member in in_session(running, number) if command.is_alive()}
+
+    members = found()
     pidfds = [fd for fd in (member.open_pidfd() for member in members) if fd is not None]
     try:
         for member in members:
@@ -48,5 +53,5 @@ async def hang_up(running: Running, command: ProcessRef, *, terminal: bool) -> N
     finally:
         for fd in pidfds:
             os.close(fd)
-    for member in members | set(_session(running, command, number)):
+    for member in members | found():
         member.send_signal(signal.SIGKILL)
